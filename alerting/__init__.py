@@ -1,0 +1,1 @@
+"""Records in; stored rows, alerts and actions out."""

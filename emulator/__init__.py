@@ -1,0 +1,1 @@
+"""A fleet of emulated dcgm-exporters with physics, jobs and faults."""

@@ -1,0 +1,118 @@
+"""How a service reads its settings: from the environment, validated at start-up, the variable's name in each error.
+
+A service declares its own settings as a subclass of `Settings` with a prefix of its own; those that several services
+share (Kafka, the database, logs) stand here. A field's description is its documentation: docs/configuration.md is
+tested against it. Secrets are `SecretStr`, which neither a repr nor a log shows.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+AnySettings = TypeVar("AnySettings", bound="Settings")
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used: one line for each, with the environment variable's name and what was expected."""
+
+
+class Settings(BaseSettings):
+    """Settings read from environment variables: the class's prefix and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    @classmethod
+    def variable(cls, field: str) -> str:
+        """The environment variable that holds a field."""
+        return f"{cls.model_config.get('env_prefix', '')}{field}".upper()
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:  # noqa: ANN401 - the values of command-line flags, validated here
+        """The settings of this process; an override that is None counts as not given.
+
+        Raises:
+            SettingsError: a value is missing or wrong.
+        """
+        try:
+            return cls(**{name: value for name, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            lines = [
+                f"{cls.variable(str(problem['loc'][0])) if problem['loc'] else cls.__name__}: {problem['msg']}"
+                for problem in error.errors(include_url=False, include_input=False)
+            ]
+            raise SettingsError("\n".join(lines)) from None
+
+
+def _valid_address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """The host and the port of `HOST:PORT`, where an IPv6 host stands in brackets.
+
+    Raises:
+        ValueError: the text has another form, or the port is no port.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 - the largest port
+        raise ValueError(f"expected HOST:PORT, got {text!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+ListenAddress = Annotated[str, AfterValidator(_valid_address)]
+
+
+class LogSettings(Settings):
+    """How a process logs."""
+
+    model_config = SettingsConfigDict(env_prefix="LOG_")
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least severe level shown.")
+    format: Literal["text", "json"] = Field("text", description="Plain lines for people, or one JSON object a line.")
+
+
+class DatabaseSettings(Settings):
+    """Where PostgreSQL is."""
+
+    model_config = SettingsConfigDict(env_prefix="DATABASE_")
+
+    url: SecretStr = Field(
+        SecretStr("postgresql://telemetry@localhost:5432/gpu_telemetry"),
+        description="The database, as a libpq URL or connection string; a password may stand in it or in PGPASSFILE.",
+    )
+    connect_timeout_seconds: int = Field(10, ge=1, le=300, description="How long one attempt to connect may take.")
+
+
+class KafkaSettings(Settings):
+    """Where Kafka is, and its topics."""
+
+    OPTION_PREFIX: ClassVar[str] = "KAFKA_OPT_"
+    model_config = SettingsConfigDict(env_prefix="KAFKA_")
+
+    bootstrap_servers: str = Field("localhost:9092", min_length=1, description="Brokers as HOST:PORT, comma-separated.")
+    topic: str = Field("gpu-telemetry", pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="The topic of the records.")
+    dlq_topic: str = Field(
+        "gpu-telemetry.dlq", pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="The topic of the dead letters."
+    )
+    partitions: int = Field(12, ge=1, le=10000, description="Partitions of the topic when `topics ensure` creates it.")
+    replication_factor: int = Field(1, ge=1, le=32767, description="Replicas of both topics when they are created.")
+    retention_hours: int = Field(168, ge=1, description="How long the topic keeps records.")
+    retention_bytes_per_partition: int = Field(
+        8 * 1024**3, ge=-1, description="The size at which a partition drops its oldest records; -1 for no cap."
+    )
+    dlq_retention_hours: int = Field(720, ge=1, description="How long dead letters are kept.")
+
+    def options(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """Any librdkafka property, given as KAFKA_OPT_ and the property's name in capitals, dots as underscores.
+
+        The values may be secrets (`sasl.password`): hand them to librdkafka and nowhere else.
+        """
+        return {
+            name.removeprefix(self.OPTION_PREFIX).lower().replace("_", "."): value
+            for name, value in environment.items()
+            if name.startswith(self.OPTION_PREFIX)
+        }
