@@ -1,0 +1,120 @@
+"""Real servers for the tests: one PostgreSQL and one Apache Kafka a session, a fresh database or topic a test."""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import psycopg
+import pytest
+
+from gpu_telemetry.local.kafka import KafkaServer
+from gpu_telemetry.local.postgres import PostgresServer
+from gpu_telemetry.local.process import StartFailed
+
+_SERVER_FIXTURES = {"postgres_server", "postgres_url", "kafka_server", "kafka_bootstrap"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if _SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+
+
+class TopicNames(NamedTuple):
+    """Names of topics that no other test uses; nothing is created."""
+
+    topic: str
+    dlq_topic: str
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; all are held until the last is found, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for held in sockets:
+            held.bind(("127.0.0.1", 0))
+        return [held.getsockname()[1] for held in sockets]
+    finally:
+        for held in sockets:
+            held.close()
+
+
+def _start(server):
+    """Start a server; where it cannot be had the test is skipped, but CI fails."""
+    try:
+        server.start()
+    except StartFailed as failure:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(failure))
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """`free_ports(n)`: n different ports of 127.0.0.1 that are free now."""
+    return _free_ports
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., None]:
+    """`wait_for(condition, deadline_seconds, message)`: wait until the condition holds, fail with the message if not.
+
+    `message` may be a callable, asked at the end.
+    """
+
+    def wait(condition, deadline_seconds=10.0, message="the condition"):
+        deadline = time.monotonic() + deadline_seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                said = message() if callable(message) else message
+                pytest.fail(f"not within {deadline_seconds:g} s: {said}")
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory) -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this session, without durability or password."""
+    home = tmp_path_factory.mktemp("postgres")
+    server = PostgresServer(home / "server", *_free_ports(1), log=home / "postgres.log", password=False, durable=False)
+    _start(server)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database of this test alone."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield postgres_server.database_url(name)
+    with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory) -> Iterator[KafkaServer]:
+    """An Apache Kafka broker of this session."""
+    home = tmp_path_factory.mktemp("kafka")
+    server = KafkaServer(home / "server", *_free_ports(2), log=home / "kafka.log")
+    _start(server)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(kafka_server: KafkaServer) -> str:
+    """The session's broker as HOST:PORT."""
+    return kafka_server.bootstrap
+
+
+@pytest.fixture
+def topic_names() -> TopicNames:
+    """Names for this test's topic and its dead-letter topic, used by no other test."""
+    name = f"gpu-telemetry-{uuid.uuid4().hex[:12]}"
+    return TopicNames(name, f"{name}.dlq")
