@@ -20,7 +20,8 @@ def test_missing_topics_are_created_once_and_as_the_settings_say(settings):
     assert ensure_topics(settings) == []
     assert verify_topics(settings) == 3
     resource = ConfigResource(ResourceType.TOPIC, settings.topic)
-    configuration = admin_client(settings).describe_configs([resource])[resource].result(timeout=10)
+    client = admin_client(settings)
+    configuration = client.describe_configs([resource])[resource].result(timeout=10)
     assert configuration["message.timestamp.type"].value == "LogAppendTime"
     assert configuration["retention.ms"].value == "7200000"
 
