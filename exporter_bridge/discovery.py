@@ -1,0 +1,148 @@
+"""Where the list of targets comes from, read again and again: a file, an HTTP discovery, or both joined."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from exporter_bridge.fetch import Answer, Fetcher
+from exporter_bridge.targets import Access, Target, TargetError, read_targets, unique_nodes
+
+_log = logging.getLogger(__name__)
+
+# An HTTP discovery must answer within this time.
+_HTTP_TIMEOUT_SECONDS = 10.0
+
+
+class Source(Protocol):
+    """One place that lists targets."""
+
+    name: str
+
+    async def read(self) -> list[Target]:
+        """The targets as they stand now; the same list object while nothing changed.
+
+        Raises:
+            TargetError: the list cannot be had or used.
+        """
+
+
+class FileSource:
+    """A file in Prometheus' file_sd format, parsed again when it changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        self._signature: tuple[int, int, int] | None = None
+        self._result: list[Target] | TargetError = TargetError(f"{path}: not read yet")
+
+    async def read(self) -> list[Target]:
+        """The targets in the file.
+
+        Raises:
+            TargetError: the file cannot be read, or its present version is wrong.
+        """
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            self._signature = None
+            raise TargetError(f"{self.name}: {error.strerror}") from None
+        # The change time too: an edit may keep size and modification time, and a rename brings another inode.
+        signature = (status.st_ino, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+        if signature != self._signature:
+            try:
+                # Away from the loop: a large YAML file takes a second.
+                self._result = await asyncio.to_thread(self._parse)
+            except OSError as error:
+                self._signature = None
+                raise TargetError(f"{self.name}: {error.strerror}") from None
+            except TargetError as error:
+                self._result = error
+            self._signature = signature
+        if isinstance(self._result, TargetError):
+            raise TargetError(str(self._result))
+        return self._result
+
+    def _parse(self) -> list[Target]:
+        return read_targets(self._path.read_bytes(), self.name)
+
+
+class HttpSource:
+    """A Prometheus HTTP service discovery."""
+
+    def __init__(self, url: str, fetcher: Fetcher) -> None:
+        self.name = url
+        self._fetcher = fetcher
+        self._content = b""
+        self._targets: list[Target] = []
+
+    async def read(self) -> list[Target]:
+        """The targets that the discovery lists.
+
+        Raises:
+            TargetError: it does not answer with 200, or its answer is no list of target groups.
+        """
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Answer) -> None:
+            if not answered.cancelled():
+                answered.set_result(answer)
+
+        self._fetcher.start(self.name, Access(), _HTTP_TIMEOUT_SECONDS, done)
+        answer = await answered
+        if answer.reason is not None:
+            raise TargetError(f"{self.name}: {answer.detail or answer.reason}")
+        if answer.body != self._content:
+            self._targets = await asyncio.to_thread(read_targets, answer.body, self.name)
+            self._content = answer.body
+        return self._targets
+
+
+class Reading(NamedTuple):
+    """The fleet's targets by node. `valid` says that every source gave a good list this time.
+
+    `errors` says what each bad one had; its last good list stands in for it.
+    """
+
+    targets: Mapping[str, Target]
+    valid: bool
+    errors: tuple[str, ...]
+
+
+class Discovery:
+    """All sources joined; a version that cannot be used is refused while the last good one stays."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self._lists: list[list[Target]] = [[] for _ in sources]
+        self._joined: dict[str, Target] = {}
+        self._errors: tuple[str, ...] = ()
+
+    async def read(self) -> Reading:
+        """Read every source once; log an error when it appears, changes or ends."""
+        errors: list[str] = []
+        lists = list(self._lists)
+        for index, source in enumerate(self._sources):
+            try:
+                lists[index] = await source.read()
+            except TargetError as error:
+                errors.append(str(error))
+        if any(new is not old for new, old in zip(lists, self._lists, strict=True)):
+            try:
+                self._joined = unique_nodes(
+                    (target for targets in lists for target in targets), " and ".join(s.name for s in self._sources)
+                )
+                self._lists = lists
+            except TargetError as error:
+                errors.append(str(error))
+        self._tell(tuple(errors))
+        return Reading(self._joined, not errors, self._errors)
+
+    def _tell(self, errors: tuple[str, ...]) -> None:
+        for error in errors:
+            if error not in self._errors:
+                _log.error("%s; the last good targets stay (%d nodes)", error, len(self._joined))
+        if self._errors and not errors:
+            _log.info("the targets are good again (%d nodes)", len(self._joined))
+        self._errors = errors
