@@ -1,0 +1,227 @@
+"""A node's page, written as the exporter writes it.
+
+All that seldom changes (names, help, labels) is kept as one `%` template for each block; a page is then the values put
+into the templates, the blocks in an order drawn anew.
+"""
+
+import random
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+from emulator import labels
+from emulator.chance import stream
+from emulator.families import (
+    FAMILIES,
+    NVLINK_BANDWIDTH,
+    THROTTLE_REASONS,
+    XID_COUNT,
+    XID_ERRORS,
+    Family,
+    values,
+)
+from emulator.faults import FaultKind
+from emulator.gpu import Gpu, Slot
+from emulator.node import Node
+
+CONVERSION_ERROR: Final = "ERROR - FAILED TO CONVERT TO STRING"
+# Each has four: blank, not found, not supported, not permissioned (dcgm_structs.h).
+_INT32_BLANK: Final = 2147483632
+_INT64_BLANK: Final = 9223372036854775792
+_DOUBLE_BLANK: Final = 140737488355328
+_ABSURD: Final = {
+    "DCGM_FI_DEV_GPU_UTIL": 808334905,
+    "DCGM_FI_DEV_MEM_COPY_UTIL": 127622,
+    "DCGM_FI_DEV_ENC_UTIL": 2619,
+    "DCGM_FI_DEV_GPU_TEMP": 65535,
+    "DCGM_FI_DEV_MEMORY_TEMP": 4294967295,
+}
+_GARBAGE: Final = (
+    'DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-',
+    'DCGM_FI_DEV_POWER_USAGE{gpu="0"} twelve',
+    "DCGM_FI_DEV_GPU_UTIL{gpu=0,UUID=GPU-0} 17",
+    "<<<<<<< \x01\x02 no metric at all",
+    'DCGM_FI_DEV_FB_USED{gpu="0"}',
+)
+_BUSY_PERCENT: Final = 99
+
+_Values = tuple[float | str, ...]
+_Row = tuple[Gpu, Slot]
+
+
+class PageWriter:
+    """Writes the pages of one node."""
+
+    def __init__(self, node: Node, *, optional_groups: AbstractSet[str], nvlink_rows: int, seed: int) -> None:
+        self._node = node
+        self._order = stream(seed, node.node_id, "order")
+        split = node.gpus[0].split
+        self._columns = [
+            (number, family)
+            for number, family in enumerate(FAMILIES)
+            if (family.on_mig or not split) and (not family.group or family.group in optional_groups)
+        ]
+        self._counts_xids = XID_COUNT.group in optional_groups
+        self._nvlink_rows = nvlink_rows
+        self._built_for = -1
+        self._rows: list[_Row] = []
+        self._templates: list[tuple[int, str]] = []
+        self._link_template = ""
+        self._linked: list[Gpu] = []
+        self._frozen: list[str] | None = None
+
+    def page(self, now: float) -> bytes:
+        """The page at a time to which the node has been advanced."""
+        blocks = self._blocks(now)
+        self._order.shuffle(blocks)
+        garbage = self._node.has_fault(FaultKind.GARBAGE_LINE)
+        if garbage:
+            _spoil(blocks, int(garbage.parameters["lines"]), self._order)
+        return "".join(blocks).encode()
+
+    def _blocks(self, now: float) -> list[str]:
+        """The blocks of the page; while it is frozen, those of its first moment."""
+        if not self._node.has_fault(FaultKind.FROZEN):
+            self._frozen = None
+            return self._written(now)
+        if self._frozen is None:
+            self._frozen = self._written(now)
+        return list(self._frozen)
+
+    def _written(self, now: float) -> list[str]:
+        if self._built_for != self._node.layout_version:
+            self._build()
+        if not self._rows:
+            return []
+        columns = list(zip(*(self._row_values(gpu, slot, now) for gpu, slot in self._rows), strict=True))
+        blocks = [template % columns[number] for number, template in self._templates]
+        if self._linked:
+            blocks.append(self._link_template % self._link_values(now))
+        if self._counts_xids:
+            blocks.append(self._xid_counts(now))
+        return blocks
+
+    def _row_values(self, gpu: Gpu, slot: Slot, now: float) -> _Values:
+        if not gpu.faults:
+            return values(gpu, slot, now, None)
+        memory_full = gpu.faults.get(FaultKind.MEMORY_FULL)
+        row: _Values = values(gpu, slot, now, memory_full.parameters["percent"] if memory_full else None)
+        for kind, falsify in _FALSIFY.items():
+            if kind in gpu.faults:
+                row = tuple(
+                    falsify(family, number, value)
+                    for number, (family, value) in enumerate(zip(FAMILIES, row, strict=True))
+                )
+        return row
+
+    def _link_values(self, now: float) -> tuple[int, ...]:
+        return tuple(
+            gpu.nvlink_mib(now) // gpu.model.nvlinks for gpu in self._linked for _ in range(self._links_of(gpu))
+        )
+
+    def _links_of(self, gpu: Gpu) -> int:
+        return min(self._nvlink_rows, gpu.model.nvlinks)
+
+    def _build(self) -> None:
+        """Write the templates for what the node is now."""
+        node = self._node
+        self._built_for = node.layout_version
+        present = [gpu for gpu in node.gpus if not gpu.lost]
+        self._rows = [
+            (gpu, slot)
+            for gpu in present
+            for slot in gpu.slots
+            for _ in range(2 if FaultKind.DUPLICATE_ROWS in gpu.faults else 1)
+        ]
+        usual = [labels.gpu_row(node.dialect, node.node_id, gpu, slot) for gpu, slot in self._rows]
+        of_xids = [labels.gpu_row(node.dialect, node.node_id, gpu, slot, xid_row=True) for gpu, slot in self._rows]
+        self._templates = [
+            (number, self._template(family, of_xids if family.name == XID_ERRORS else usual))
+            for number, family in self._columns
+        ]
+        self._linked = [gpu for gpu in present if self._links_of(gpu)]
+        links = [
+            labels.link_row(node.dialect, node.node_id, gpu, link, self._links_of(gpu))
+            for gpu in self._linked
+            for link in range(self._links_of(gpu))
+        ]
+        bandwidth = next(family for family in FAMILIES if family.name == NVLINK_BANDWIDTH)
+        lines = [f"{NVLINK_BANDWIDTH}{{{_literal(text)}}} %d\n" for text in links]
+        self._link_template = _literal(_header(bandwidth, NVLINK_BANDWIDTH)) + "".join(lines)
+
+    def _template(self, family: Family, label_texts: list[str]) -> str:
+        name = self._node.dialect.throttle_field if family.name == THROTTLE_REASONS else family.name
+        lines = [
+            f"{name}{{{_literal(text)}}} {_placeholder(family, gpu)}\n"
+            for (gpu, _), text in zip(self._rows, label_texts, strict=True)
+        ]
+        return _literal(_header(family, name)) + "".join(lines)
+
+    def _xid_counts(self, now: float) -> str:
+        node = self._node
+        lines = [_header(XID_COUNT, XID_COUNT.name)]
+        for gpu, slot in self._rows:
+            counts: dict[int, int] = gpu.xid.counts(now)
+            for code, count in counts.items():
+                text = labels.xid_count_row(node.dialect, node.node_id, gpu, slot, code)
+                lines.append(f"{XID_COUNT.name}{{{text}}} {count}\n")
+            if not counts:
+                text = labels.xid_count_row(node.dialect, node.node_id, gpu, slot, None)
+                lines.append(f"{XID_COUNT.name}{{{text}}} 0\n")
+        return "".join(lines)
+
+
+def _header(family: Family, name: str) -> str:
+    return f"# HELP {name} {family.help}\n# TYPE {name} {family.type}\n"
+
+
+def _literal(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _placeholder(family: Family, gpu: Gpu) -> str:
+    if _is_profiling(family) and FaultKind.CONVERSION_ERROR in gpu.faults:
+        return "%s"
+    return "%f" if family.real else "%d"
+
+
+def _is_profiling(family: Family) -> bool:
+    return family.name.startswith("DCGM_FI_PROF_")
+
+
+def _sentinel(family: Family, number: int, _value: float | str) -> float | str:
+    if family.real:
+        return _DOUBLE_BLANK + number % 4
+    wide = family.type == "counter" or family.name.startswith("DCGM_FI_PROF_PCIE")
+    return (_INT64_BLANK if wide else _INT32_BLANK) + number % 4
+
+
+def _absurd(family: Family, _number: int, value: float | str) -> float | str:
+    return _ABSURD.get(family.name, value)
+
+
+def _unconverted(family: Family, _number: int, value: float | str) -> float | str:
+    return CONVERSION_ERROR if _is_profiling(family) else value
+
+
+def _contradictory(family: Family, _number: int, value: float | str) -> float | str:
+    if family.name == "DCGM_FI_DEV_GPU_UTIL":
+        return _BUSY_PERCENT
+    return 0 if _is_profiling(family) else value
+
+
+_FALSIFY: Final[dict[FaultKind, Callable[[Family, int, float | str], float | str]]] = {
+    FaultKind.CONTRADICTION: _contradictory,
+    FaultKind.OUT_OF_RANGE: _absurd,
+    FaultKind.SENTINELS: _sentinel,
+    FaultKind.CONVERSION_ERROR: _unconverted,
+}
+
+
+def _spoil(blocks: list[str], lines: int, source: random.Random) -> None:
+    """Put malformed lines between the lines of blocks."""
+    for _ in range(lines if blocks else 0):
+        number = source.randrange(len(blocks))
+        block = blocks[number].splitlines(keepends=True)
+        block.insert(source.randrange(len(block) + 1), source.choice(_GARBAGE) + "\n")
+        blocks[number] = "".join(block)
