@@ -166,6 +166,7 @@ CREATE UNIQUE INDEX alerts_one_active ON alerts (rule, node_id, gpu_uuid, mig_in
     WHERE status = 'active';
 CREATE INDEX alerts_triggered_at ON alerts (triggered_at DESC, id DESC);
 CREATE INDEX alerts_node ON alerts (node_id, triggered_at DESC);
+CREATE INDEX alerts_active ON alerts (node_id) WHERE status = 'active';
 COMMENT ON TABLE alerts IS 'One row per firing, from its start to its end';
 COMMENT ON COLUMN alerts.rule IS 'The rule in rules.yml; an alert belongs to (rule, node_id, gpu_uuid, mig_instance)';
 COMMENT ON COLUMN alerts.threshold_value IS 'The lowest step of the rule''s ladder';
@@ -224,7 +225,7 @@ CREATE TABLE alert_actions (
     finished_at     timestamptz
 );
 CREATE INDEX alert_actions_alert ON alert_actions (alert_id);
-CREATE INDEX alert_actions_due ON alert_actions (next_attempt_at) WHERE status IN ('pending', 'running');
+CREATE INDEX alert_actions_due ON alert_actions (next_attempt_at) WHERE status IN ('pending', 'running', 'unknown');
 CREATE INDEX alert_actions_started ON alert_actions (action_type, started_at) WHERE started_at IS NOT NULL;
 COMMENT ON TABLE alert_actions IS 'The outbox: what was decided, and what became of it';
 COMMENT ON COLUMN alert_actions.key IS 'The decision''s identity; receivers that honour it do nothing twice';
@@ -289,7 +290,7 @@ CREATE TABLE engine_state (
 COMMENT ON TABLE engine_state IS 'What the alert engine cannot rebuild from the newest rows; written when it changes';
 
 INSERT INTO schema_migrations (version, name, checksum)
-VALUES (1, 'tables', 'aa12d731585cd91eca8d0add643d634e404a0c1c97ffb3b1ddae5fdcc9ca605f');
+VALUES (1, 'tables', '0e43a0ba7fcd8048c19cd986f79e79e14c93155a002225f3994818137914cef8');
 
 -- 0002_functions_and_roles
 -- What the database does by itself: partitions, the manual resolve, and who may read.
@@ -304,9 +305,11 @@ BEGIN
     IF to_regclass('parts.' || quote_ident(name)) IS NOT NULL THEN
         RETURN false;
     END IF;
+    -- Attached rather than created in place: neither readers nor writers of the parent wait, and none is waited for.
+    EXECUTE format('CREATE TABLE parts.%I (LIKE public.%I INCLUDING DEFAULTS)', name, parent);
     EXECUTE format(
-        'CREATE TABLE parts.%I PARTITION OF public.%I FOR VALUES FROM (%L) TO (%L)',
-        name, parent, day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC'
+        'ALTER TABLE public.%I ATTACH PARTITION parts.%I FOR VALUES FROM (%L) TO (%L)',
+        parent, name, day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC'
     );
     RETURN true;
 END
@@ -355,6 +358,6 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public, parts TO telemetry_reader;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public, parts GRANT SELECT ON TABLES TO telemetry_reader;
 
 INSERT INTO schema_migrations (version, name, checksum)
-VALUES (2, 'functions_and_roles', '7ff53869357c81eb23588e04f519f25a631532b9bb27a4432e06c1e26b50ece1');
+VALUES (2, 'functions_and_roles', 'cc3b1f61895c9d6d694e46b03a210b778ea24d3945d6e1572144d86309553c37');
 
 COMMIT;

@@ -20,6 +20,9 @@ Moment = Annotated[datetime, Meta(tz=True)]
 # Counts and indexes fit PostgreSQL's integer.
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Sequence = Annotated[int, Meta(ge=1, le=2**53)]
+# What the columns of `gpu_metrics` hold: a number beyond is refused here, by name, and never reaches the table.
+Integer = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+BigInteger = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Workload(Struct, frozen=True, omit_defaults=True):
@@ -84,32 +87,32 @@ class GpuRecord(Record, tag="gpu"):
     memory_copy_utilization_percent: float | None = None
     encoder_utilization_percent: float | None = None
     decoder_utilization_percent: float | None = None
-    memory_used_mib: int | None = None
-    memory_free_mib: int | None = None
-    memory_reserved_mib: int | None = None
-    memory_total_mib: int | None = None
+    memory_used_mib: Integer | None = None
+    memory_free_mib: Integer | None = None
+    memory_reserved_mib: Integer | None = None
+    memory_total_mib: Integer | None = None
     memory_used_percent: float | None = None
-    sm_clock_mhz: int | None = None
-    memory_clock_mhz: int | None = None
-    clock_throttle_reasons: int | None = None
-    xid_code: int | None = None
-    ecc_single_bit_volatile: int | None = None
-    ecc_double_bit_volatile: int | None = None
-    ecc_single_bit_aggregate: int | None = None
-    ecc_double_bit_aggregate: int | None = None
-    row_remap_failure: int | None = None
-    row_remap_pending: int | None = None
-    row_remap_uncorrectable_rows: int | None = None
-    row_remap_correctable_rows: int | None = None
-    retired_pages_single_bit: int | None = None
-    retired_pages_double_bit: int | None = None
-    retired_pages_pending: int | None = None
-    pcie_replay_count: int | None = None
-    nvlink_bandwidth_total: int | None = None
-    nvlink_crc_flit_errors: int | None = None
-    nvlink_crc_data_errors: int | None = None
-    nvlink_replay_errors: int | None = None
-    nvlink_recovery_errors: int | None = None
+    sm_clock_mhz: Integer | None = None
+    memory_clock_mhz: Integer | None = None
+    clock_throttle_reasons: BigInteger | None = None
+    xid_code: Integer | None = None
+    ecc_single_bit_volatile: BigInteger | None = None
+    ecc_double_bit_volatile: BigInteger | None = None
+    ecc_single_bit_aggregate: BigInteger | None = None
+    ecc_double_bit_aggregate: BigInteger | None = None
+    row_remap_failure: Integer | None = None
+    row_remap_pending: Integer | None = None
+    row_remap_uncorrectable_rows: BigInteger | None = None
+    row_remap_correctable_rows: BigInteger | None = None
+    retired_pages_single_bit: BigInteger | None = None
+    retired_pages_double_bit: BigInteger | None = None
+    retired_pages_pending: BigInteger | None = None
+    pcie_replay_count: BigInteger | None = None
+    nvlink_bandwidth_total: BigInteger | None = None
+    nvlink_crc_flit_errors: BigInteger | None = None
+    nvlink_crc_data_errors: BigInteger | None = None
+    nvlink_replay_errors: BigInteger | None = None
+    nvlink_recovery_errors: BigInteger | None = None
     graphics_engine_active_ratio: float | None = None
     sm_active_ratio: float | None = None
     sm_occupancy_ratio: float | None = None

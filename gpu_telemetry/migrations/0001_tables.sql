@@ -154,6 +154,7 @@ CREATE UNIQUE INDEX alerts_one_active ON alerts (rule, node_id, gpu_uuid, mig_in
     WHERE status = 'active';
 CREATE INDEX alerts_triggered_at ON alerts (triggered_at DESC, id DESC);
 CREATE INDEX alerts_node ON alerts (node_id, triggered_at DESC);
+CREATE INDEX alerts_active ON alerts (node_id) WHERE status = 'active';
 COMMENT ON TABLE alerts IS 'One row per firing, from its start to its end';
 COMMENT ON COLUMN alerts.rule IS 'The rule in rules.yml; an alert belongs to (rule, node_id, gpu_uuid, mig_instance)';
 COMMENT ON COLUMN alerts.threshold_value IS 'The lowest step of the rule''s ladder';
@@ -212,7 +213,7 @@ CREATE TABLE alert_actions (
     finished_at     timestamptz
 );
 CREATE INDEX alert_actions_alert ON alert_actions (alert_id);
-CREATE INDEX alert_actions_due ON alert_actions (next_attempt_at) WHERE status IN ('pending', 'running');
+CREATE INDEX alert_actions_due ON alert_actions (next_attempt_at) WHERE status IN ('pending', 'running', 'unknown');
 CREATE INDEX alert_actions_started ON alert_actions (action_type, started_at) WHERE started_at IS NOT NULL;
 COMMENT ON TABLE alert_actions IS 'The outbox: what was decided, and what became of it';
 COMMENT ON COLUMN alert_actions.key IS 'The decision''s identity; receivers that honour it do nothing twice';

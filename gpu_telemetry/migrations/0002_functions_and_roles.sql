@@ -10,9 +10,11 @@ BEGIN
     IF to_regclass('parts.' || quote_ident(name)) IS NOT NULL THEN
         RETURN false;
     END IF;
+    -- Attached rather than created in place: neither readers nor writers of the parent wait, and none is waited for.
+    EXECUTE format('CREATE TABLE parts.%I (LIKE public.%I INCLUDING DEFAULTS)', name, parent);
     EXECUTE format(
-        'CREATE TABLE parts.%I PARTITION OF public.%I FOR VALUES FROM (%L) TO (%L)',
-        name, parent, day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC'
+        'ALTER TABLE public.%I ATTACH PARTITION parts.%I FOR VALUES FROM (%L) TO (%L)',
+        parent, name, day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC'
     );
     RETURN true;
 END
