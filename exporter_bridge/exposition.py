@@ -1,12 +1,34 @@
 """A page of the Prometheus text format as layouts and values: in a known block a scrape reads only the numbers.
 
-`Exposition` is the fleet's (it shares what nodes have in common and counts), a `PageParser` is one node's: it knows
-the blocks of the node's newest pages, so memory is bounded by the fleet and freed when the parser goes.
+A page is split once, by a regular expression, into heads (`name{labels`) and tokens. The hash of a block's heads says
+whether the block is known; if it is, and its tokens are plain numbers, its samples are known but for those. All else
+goes line by line (`exporter_bridge.lines`), and what is found there is remembered under the hash: the fast way is the
+slow way's result, used again. That is sound because, where a token is a plain number, what the slow way finds is a
+function of the head alone.
+
+`Exposition` is the fleet's: it shares what nodes have in common, and counts. A `PageParser` is one node's: it knows the
+blocks of the node's last two differing pages, so memory is bounded by the fleet, whatever comes and goes in it.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from types import MappingProxyType
+from typing import Final, cast
+from weakref import WeakValueDictionary
 
-from exporter_bridge.layouts import Page
+from xxhash import xxh3_128_digest
+
+from exporter_bridge import lines
+from exporter_bridge.blocks import MOST_EXAMPLES, BlockReader, PatchyBlock, line_by_line
+from exporter_bridge.layouts import BadValue, BlockLayout, Family, Page
+from exporter_bridge.splitting import SplitPage, read_numbers
+
+_LINE_BY_LINE: Final = 2**63  # in the seed of a hash: what was split line by line never meets what was split at once
+_LONGEST_BAD_TOKEN: Final = 64
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
+
+# What is remembered of a block; None when its lines must be split one by one at every scrape.
+_Known = BlockLayout | PatchyBlock | None
 
 
 class Exposition:
@@ -18,20 +40,44 @@ class Exposition:
     def __init__(self) -> None:
         self.label_texts_parsed = 0
         self.blocks_laid_out = 0
+        self._families: WeakValueDictionary[tuple[str, str, str], Family] = WeakValueDictionary()
 
     def parser(self) -> "PageParser":
         """A parser for one node's pages; it is the node's memory of layouts, so keep it as long as the node."""
         return PageParser(self)
 
+    def family(self, name: str, kind: str, text: str) -> Family:
+        """The one object for a family while it is in use."""
+        family = self._families.get((name, kind, text))
+        if family is None:
+            family = self._families[name, kind, text] = Family(name, kind, text)
+        return family
+
 
 class PageParser:
     """Reads one node's pages and remembers their blocks."""
 
+    __slots__ = ("_exposition", "_known", "_known_before", "_overlapping", "_shape", "_whole")
+
     def __init__(self, exposition: Exposition) -> None:
         self._exposition = exposition
+        self._known: dict[bytes, _Known] = {}
+        self._known_before: dict[bytes, _Known] = {}
+        # The known blocks again, if every one of them is without a flaw and no two hold the same series.
+        self._whole: dict[bytes, BlockLayout] = {}
+        self._overlapping = False
+        self._shape = object()
+
+    @property
+    def cached_layouts(self) -> int:
+        """How many blocks it remembers: at most those of two pages."""
+        return len(self._known.keys() | self._known_before.keys())
 
     def parse(self, body: bytes) -> Page:
-        """The page in a response's body; no body is so bad that it raises."""
+        """The page in a response's body; no body is so bad that it raises.
+
+        A last line without a newline counts as a whole line, as Prometheus counts it.
+        """
         steps = self.parse_steps(body)
         while True:
             try:
@@ -41,11 +87,168 @@ class PageParser:
                 return page
 
     def parse_steps(self, body: bytes) -> Generator[None, None, Page]:
-        """`parse` in steps: it yields after each block that had to be laid out anew, so that due work can go first."""
-        yield
-        raise NotImplementedError(body)
+        """`parse` in steps: it yields after each block that had to be laid out anew, so that due work can go first.
 
-    @property
-    def cached_layouts(self) -> int:
-        """How many blocks it remembers: at most those of two pages."""
-        return 0
+        One page of a node must be read to its end, or given up, before the next is begun.
+        """
+        split = SplitPage(body)
+        if split.values is not None and not split.rest:
+            digests = split.digests()
+            if len(digests) == len(self._whole):
+                found = tuple(map(self._whole.get, digests))
+                if None not in found and len(set(found)) == len(found):
+                    layouts = cast("tuple[BlockLayout, ...]", found)
+                    return Page(layouts, split.tokens, values=split.values, shape=self._shape, refused=_NONE)
+        return (yield from self._read(split))
+
+    def _read(self, split: SplitPage) -> Generator[None, None, Page]:
+        """Block by block: what is known is taken, what is new is laid out."""
+        draft = _Draft()
+        used: dict[bytes, _Known] = {}
+        repeated = False
+        reader = BlockReader(self._exposition, self._layouts())
+        for block in split.blocks():
+            if block.values is not None:
+                repeated |= block.digest in used
+                if not self._recall(block.digest, used):
+                    used[block.digest] = self._lay_out(reader, reader.regular_entries(block.metadata, block.heads))
+                    yield
+                found = used[block.digest]
+                if found is not None:
+                    draft.add(found, block.tokens, block.values)
+                    continue
+            for entries, tokens in line_by_line(block.text()):
+                digest = xxh3_128_digest(
+                    b"\n".join([kind + head for kind, head in entries]), _LINE_BY_LINE + len(entries)
+                )
+                repeated |= digest in used
+                if not self._recall(digest, used):
+                    used[digest] = self._lay_out(reader, entries)
+                    yield
+                draft.add(used[digest], tokens, None)
+        self._remember(used, reader, repeated=repeated)
+        if self._overlapping:
+            draft.drop_duplicates(reader)
+        return draft.page(object() if self._overlapping else self._shape)
+
+    def _recall(self, digest: bytes, used: dict[bytes, _Known]) -> bool:
+        for known in (used, self._known, self._known_before):
+            if digest in known:
+                used[digest] = known[digest]
+                return True
+        return False
+
+    def _lay_out(self, reader: BlockReader, entries: Sequence[tuple[bytes, bytes]] | None) -> _Known:
+        self._exposition.blocks_laid_out += 1
+        return None if entries is None else reader.lay_out(entries)
+
+    def _layouts(self) -> Iterator[BlockLayout]:
+        return _layouts_of(chain(self._known_before.values(), self._known.values()))
+
+    def _remember(self, used: dict[bytes, _Known], reader: BlockReader, *, repeated: bool) -> None:
+        """Know the blocks of this page from now on, and those of the page before only if it had others."""
+        if used.keys() == self._known.keys():
+            self._known_before = {}
+            if repeated == self._overlapping:
+                return
+        else:
+            self._known_before = self._known
+        self._known = used
+        self._shape = object()
+        self._overlapping = repeated or _overlap(list(_layouts_of(used.values())), reader)
+        whole = {digest: found for digest, found in used.items() if isinstance(found, BlockLayout)}
+        self._whole = whole if len(whole) == len(used) and not self._overlapping else {}
+
+
+class _Draft:
+    """A page as it is put together from blocks."""
+
+    def __init__(self) -> None:
+        self.layouts: list[BlockLayout] = []
+        self.tokens: list[bytes] = []
+        self.values: list[float] | None = []
+        self.refused: dict[str, int] = {}
+        self.examples: list[str] = []
+        self.bad_values: list[BadValue] = []
+        self.gpu_uuids: dict[str, None] = {}
+
+    def add(self, found: _Known, tokens: list[bytes], values: list[float] | None) -> None:
+        """Take in a block, given the token of each of its lines that is no comment."""
+        if isinstance(found, PatchyBlock):
+            for reason, count in found.refused.items():
+                self.refused[reason] = self.refused.get(reason, 0) + count
+            self.examples = [*self.examples, *found.examples][:MOST_EXAMPLES]
+            self.gpu_uuids.update(dict.fromkeys(found.gpu_uuids))
+            for position, name, labels in found.bad_values:
+                token = tokens[position][:_LONGEST_BAD_TOKEN].decode(errors="backslashreplace")
+                self.bad_values.append(BadValue(name, labels, token))
+            tokens = [tokens[position] for position in found.kept]
+            values = None if values is None else [values[position] for position in found.kept]
+            self.layouts.extend(found.layouts)
+        elif found is not None:
+            self.layouts.append(found)
+        self.tokens.extend(tokens)
+        if values is None:
+            values = read_numbers(tokens)
+        if values is None or self.values is None:
+            self.values = None
+        else:
+            self.values.extend(values)
+
+    def drop_duplicates(self, reader: BlockReader) -> None:
+        """Of the samples of one series keep the first on the page."""
+        seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        whole, tokens, values = self.layouts, self.tokens, self.values
+        self.layouts, self.tokens, self.values = [], [], None if values is None else []
+        start = 0
+        for layout in whole:
+            kept = []
+            for position, (name, labels) in enumerate(zip(layout.names, layout.label_sets, strict=True)):
+                series = name, reader.series(labels)
+                if series in seen:
+                    self.refused[lines.DUPLICATE] = self.refused.get(lines.DUPLICATE, 0) + 1
+                    if len(self.examples) < MOST_EXAMPLES:
+                        self.examples.append(lines.example(lines.DUPLICATE, f"{name}{{{labels.text}}}".encode()))
+                else:
+                    seen.add(series)
+                    kept.append(position)
+            if kept:
+                self.layouts.append(layout if len(kept) == len(layout) else layout.only(kept))
+                self.tokens.extend([tokens[start + position] for position in kept])
+                if self.values is not None and values is not None:
+                    self.values.extend([values[start + position] for position in kept])
+            start += len(layout)
+
+    def page(self, shape: object) -> Page:
+        """The page."""
+        return Page(
+            tuple(self.layouts),
+            self.tokens,
+            shape=shape,
+            values=self.values,
+            refused=self.refused or _NONE,
+            examples=tuple(self.examples),
+            bad_values=tuple(self.bad_values),
+            refused_uuids=tuple(self.gpu_uuids),
+        )
+
+
+def _layouts_of(known: Iterable[_Known]) -> Iterator[BlockLayout]:
+    for found in known:
+        if isinstance(found, PatchyBlock):
+            yield from found.layouts
+        elif found is not None:
+            yield found
+
+
+def _overlap(layouts: Sequence[BlockLayout], reader: BlockReader) -> bool:
+    """Whether two blocks hold the same series; only blocks that share a name are compared sample by sample."""
+    owner: dict[str, BlockLayout] = {}
+    shared = {name for layout in layouts for name in set(layout.names) if owner.setdefault(name, layout) is not layout}
+    series = [
+        (name, reader.series(labels))
+        for layout in layouts
+        for name, labels in zip(layout.names, layout.label_sets, strict=True)
+        if name in shared
+    ]
+    return len(set(series)) < len(series)

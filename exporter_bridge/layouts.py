@@ -5,7 +5,7 @@ little more than the text of its numbers.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -69,6 +69,15 @@ class BlockLayout:
     def names(self) -> tuple[str, ...]:
         """The name of each sample; all are the family's but for the suffixes of histograms and summaries."""
         return self._names or (self.family.name,) * len(self.label_sets)
+
+    def only(self, positions: Sequence[int]) -> "BlockLayout":
+        """The samples at these positions alone."""
+        names, label_sets = self.names, self.label_sets
+        return BlockLayout(
+            self.family,
+            tuple(label_sets[position] for position in positions),
+            tuple(names[position] for position in positions),
+        )
 
     def __len__(self) -> int:
         return len(self.label_sets)

@@ -1,0 +1,170 @@
+"""How a block of a page is laid out the first time it is seen: what its lines are, apart from their numbers."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+from exporter_bridge import lines
+from exporter_bridge.layouts import BlockLayout, Family, LabelSet
+
+_BLANKS: Final = b" \t\r"
+MOST_EXAMPLES: Final = 3  # of refused lines, kept for a page
+
+
+class PatchyBlock:
+    """A block of which some lines give no sample, or that holds several families.
+
+    `kept` are the positions, among the lines that are no comments, of those that give a sample: in the order of the
+    label sets of `layouts`. `refused` counts the other lines by reason; `bad_values` are the positions, names and
+    labels of those whose value alone is bad.
+    """
+
+    __slots__ = ("bad_values", "examples", "gpu_uuids", "kept", "layouts", "refused")
+
+    def __init__(self) -> None:
+        self.layouts: tuple[BlockLayout, ...] = ()
+        self.kept: list[int] = []
+        self.refused: dict[str, int] = {}
+        self.examples: list[str] = []
+        self.gpu_uuids: list[str] = []
+        self.bad_values: list[tuple[int, str, LabelSet]] = []
+
+    def refuse(self, reason: str, line: bytes) -> None:
+        """Count a line that gives no sample."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+        if len(self.examples) < MOST_EXAMPLES:
+            self.examples.append(lines.example(reason, line))
+        self.gpu_uuids.extend(lines.gpu_uuids(line))
+
+
+class Registry(Protocol):
+    """What the fleet's nodes have in common."""
+
+    label_texts_parsed: int
+
+    def family(self, name: str, kind: str, text: str) -> Family:
+        """The one object for a family."""
+
+
+class BlockReader:
+    """Lays out the new blocks of one page; label sets that `layouts` or earlier blocks of the page hold are shared."""
+
+    def __init__(self, registry: Registry, layouts: Iterable[BlockLayout]) -> None:
+        self._registry = registry
+        self._label_sets: dict[str, LabelSet | lines.Refused] = {}
+        self._tuples: dict[tuple[LabelSet, ...], tuple[LabelSet, ...]] = {}
+        self._series: dict[LabelSet, frozenset[tuple[str, str]]] = {}
+        for layout in layouts:
+            self._tuples[layout.label_sets] = layout.label_sets
+            for label_set in layout.label_sets:
+                self._label_sets[label_set.text] = label_set
+
+    def lay_out(self, entries: Sequence[tuple[bytes, bytes]]) -> BlockLayout | PatchyBlock:
+        """The layout of a block whose lines have these kinds and heads, metadata before samples."""
+        metadata = lines.Metadata()
+        block = PatchyBlock()
+        runs: list[tuple[Family, list[str], list[LabelSet]]] = []
+        seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        position = -1
+        for kind, head in entries:
+            try:
+                if kind == lines.COMMENT:
+                    metadata.read(head)
+                    continue
+                position += 1
+                if kind in lines.REASONS:
+                    raise lines.Refused(lines.REASONS[kind])  # noqa: TRY301 - one place counts what is refused
+                name, text = lines.name_and_label_text(head)
+                label_set = self._label_set(text)
+                if kind == lines.VALUELESS:
+                    block.bad_values.append((position, name, label_set))
+                    raise lines.Refused(lines.BAD_VALUE)  # noqa: TRY301
+                series = name, self.series(label_set)
+                if series in seen:
+                    raise lines.Refused(lines.DUPLICATE)  # noqa: TRY301
+            except lines.Refused as refused:
+                block.refuse(refused.reason, head)
+                continue
+            seen.add(series)
+            block.kept.append(position)
+            family = self._registry.family(*metadata.family_of(name))
+            if not runs or runs[-1][0] is not family:
+                runs.append((family, [], []))
+            runs[-1][1].append(name)
+            runs[-1][2].append(label_set)
+        block.layouts = tuple(
+            BlockLayout(family, self._shared(tuple(label_sets)), tuple(names)) for family, names, label_sets in runs
+        )
+        return block.layouts[0] if len(block.layouts) == 1 and not block.refused else block
+
+    def regular_entries(self, metadata: bytes, heads: Sequence[bytes]) -> list[tuple[bytes, bytes]] | None:
+        """Kinds and heads of a block split at the first `} ` of each line, or None if that split is not the right one.
+
+        It holds for every later block with the same metadata and heads whose tokens are plain numbers.
+        """
+        entries = [(lines.COMMENT, line) for line in metadata.splitlines()]
+        for head in heads:
+            name, _, text = head.partition(b"{")
+            if self._is_valid(text) and lines.is_name(name):
+                entries.append((lines.SAMPLE, head + b"}"))
+                continue
+            if b"\n" in head:
+                return None
+            line = lines.split_line(head + b"} 0")
+            right = line.kind in lines.REASONS or (
+                line.kind == lines.SAMPLE and line.head == head.lstrip(_BLANKS) + b"}"
+            )
+            if not right:
+                return None
+            entries.append((line.kind, line.head))
+        return entries
+
+    def _is_valid(self, text: bytes) -> bool:
+        """Whether a label text was found valid before; no bytes but those of UTF-8 ever are."""
+        return isinstance(self._label_sets.get(text.decode(errors="replace")), LabelSet)
+
+    def series(self, label_set: LabelSet) -> frozenset[tuple[str, str]]:
+        """What makes two samples of one name the same series, however their labels are written."""
+        series = self._series.get(label_set)
+        if series is None:
+            series = self._series[label_set] = frozenset(label_set.labels.items())
+        return series
+
+    def _label_set(self, text: str) -> LabelSet:
+        found = self._label_sets.get(text)
+        if found is None:
+            self._registry.label_texts_parsed += 1
+            try:
+                found = lines.checked_label_set(text)
+            except lines.Refused as refused:
+                found = refused
+            self._label_sets[text] = found
+        if isinstance(found, lines.Refused):
+            raise lines.Refused(found.reason)
+        return found
+
+    def _shared(self, label_sets: tuple[LabelSet, ...]) -> tuple[LabelSet, ...]:
+        return self._tuples.setdefault(label_sets, label_sets)
+
+
+def line_by_line(text: bytes) -> Iterable[tuple[list[tuple[bytes, bytes]], list[bytes]]]:
+    """The blocks of a text: for each the kinds and heads of its lines, and the tokens of those that are no comments.
+
+    A block begins where metadata follows samples. Blank lines and plain comments are passed over.
+    """
+    entries: list[tuple[bytes, bytes]] = []
+    tokens: list[bytes] = []
+    for line in text.split(b"\n"):
+        if not line.strip(_BLANKS):
+            continue
+        kind, head, token = lines.split_line(line)
+        if kind == lines.COMMENT:
+            if not lines.is_metadata(head):
+                continue
+            if tokens:
+                yield entries, tokens
+                entries, tokens = [], []
+        else:
+            tokens.append(token)
+        entries.append((kind, head))
+    if entries:
+        yield entries, tokens
