@@ -41,12 +41,17 @@ class Guard:
         return self._process.pid
 
     def watch(self, group: int, polite: signal.Signals) -> None:
-        """Have a process group ended with this process: by the signal `polite` first."""
+        """Have a process group ended with this process: by the signal `polite` first.
+
+        Raises:
+            ValueError: the guard is closed.
+        """
         self._tell(f"+ {group} {int(polite)}")
 
     def forget(self, group: int) -> None:
         """Leave a process group alone from now on: it has ended."""
-        self._tell(f"- {group}")
+        with contextlib.suppress(ValueError):  # closed, and so at its end itself
+            self._tell(f"- {group}")
 
     def close(self) -> None:
         """End the guard, and with it every group that it still watches."""

@@ -1,6 +1,7 @@
 """A real Apache Kafka broker on this machine: one KRaft node on a JDK that came as a wheel, its jars from a cache."""
 
 import os
+import shutil
 import socket
 import subprocess
 import uuid
@@ -18,17 +19,16 @@ from gpu_telemetry.local.process import ServerProcess, StartFailed
 _HOST: Final = "127.0.0.1"
 _START_DEADLINE_SECONDS: Final = 90.0
 _FORMAT_DEADLINE_SECONDS: Final = 60.0
-_LOGGING: Final = Path(__file__).with_name("log4j2.xml")
 
 # A development broker: quick to start, small in memory (320 MB resident, measured).
-_JVM_OPTIONS: Final = (
-    "-Xmx256m",
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    f"-Dlog4j2.configurationFile={_LOGGING}",
-)
+_JVM_OPTIONS: Final = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _TOOL_JVM_OPTIONS: Final = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
+_PROPERTIES_FILE: Final = "server.properties"
+_LOGGING: Final = "log4j2.xml"  # beside this module; copied beside the properties
+
+# The broker runs in its own directory and all its paths are relative, since a properties file takes a path with a
+# comma for two, and one with an umlaut for another.
 _PROPERTIES: Final = """\
 # Written anew at each start.
 process.roles=broker,controller
@@ -39,7 +39,7 @@ advertised.listeners=BROKER://{host}:{port}
 listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
-log.dirs={data}
+log.dirs=data
 # Only `topics ensure` creates topics.
 auto.create.topics.enable=false
 # One node.
@@ -67,6 +67,8 @@ class KafkaServer:
         cache: where the jars are kept over all directories; by default the user's cache.
     """
 
+    name = "Apache Kafka"
+
     def __init__(
         self, directory: Path, port: int, controller_port: int, *, log: Path, cache: Path | None = None
     ) -> None:
@@ -75,8 +77,6 @@ class KafkaServer:
         self.controller_port = controller_port
         self.log = log
         self._cache = cache
-        self._data = directory / "data"
-        self._properties = directory / "server.properties"
         self._process: ServerProcess | None = None
 
     @property
@@ -100,19 +100,25 @@ class KafkaServer:
             StartFailed: it did not come up, or something could not be had; says which flag does without it.
         """
         java, class_path = _java(), _class_path(self._cache)
-        self._data.mkdir(parents=True, exist_ok=True)
-        self._properties.write_text(
-            _PROPERTIES.format(
-                host=_HOST, port=self.port, controller_port=self.controller_port, data=self._data.resolve()
-            )
-        )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        properties = _PROPERTIES.format(host=_HOST, port=self.port, controller_port=self.controller_port)
+        (self.directory / _PROPERTIES_FILE).write_text(properties)
+        shutil.copyfile(Path(__file__).with_name(_LOGGING), self.directory / _LOGGING)
         formatted = self.directory / "formatted"
         if not formatted.exists():
             self._format(java, class_path)
             formatted.touch()
         self._process = ServerProcess(
-            "Apache Kafka",
-            [java, *_JVM_OPTIONS, "-cp", class_path, "kafka.Kafka", str(self._properties)],
+            self.name,
+            [
+                java,
+                *_JVM_OPTIONS,
+                f"-Dlog4j2.configurationFile={_LOGGING}",
+                "-cp",
+                class_path,
+                "kafka.Kafka",
+                _PROPERTIES_FILE,
+            ],
             log=self.log,
             environment=_environment(),
             directory=self.directory,
@@ -125,16 +131,16 @@ class KafkaServer:
 
     def stop(self, deadline_seconds: float = 10.0) -> None:
         """End the broker in an orderly way; after the deadline by SIGKILL."""
-        if self._process is not None:
-            self._process.stop(deadline_seconds)
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop(deadline_seconds)
 
     def _format(self, java: str, class_path: str) -> None:
         # A base64 UUID, as Kafka's own random-uuid gives; one that begins with a dash would read as a flag.
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
         command = [java, *_TOOL_JVM_OPTIONS, "-cp", class_path, "kafka.tools.StorageTool", "format"]
         # A format cut short is taken up again rather than refused.
-        command += ["--ignore-formatted", "-t", cluster, "-c", str(self._properties)]
+        command += ["--ignore-formatted", "-t", cluster, "-c", _PROPERTIES_FILE]
         done = subprocess.run(  # noqa: S603 - Kafka's own tool on the wheel's JDK
             command,
             capture_output=True,
@@ -205,4 +211,4 @@ def _class_path(cache: Path | None) -> str:
 def _environment() -> dict[str, str]:
     """Our environment without what would change the JVM."""
     unwanted = {"CLASSPATH", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "JAVA_HOME"}
-    return {name: value for name, value in os.environ.items() if name not in unwanted}
+    return {name: value for name, value in os.environ.items() if name not in unwanted} | {"LC_ALL": "C.UTF-8"}

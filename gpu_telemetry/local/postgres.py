@@ -51,6 +51,8 @@ class PostgresServer:
         durable: whether a committed row survives a power cut; tests do without for speed.
     """
 
+    name = "PostgreSQL"
+
     def __init__(self, directory: Path, port: int, *, log: Path, password: bool = True, durable: bool = True) -> None:
         self.directory = directory
         self.port = port
@@ -102,7 +104,7 @@ class PostgresServer:
         settings = _SETTINGS | {"port": str(self.port)} | ({} if self._durable else _FAST_SETTINGS)
         options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
         self._process = ServerProcess(
-            "PostgreSQL",
+            self.name,
             [*prefix, str(binaries / "postgres"), "-D", str(self._data), *options],
             log=self.log,
             environment=_environment(),
@@ -118,9 +120,9 @@ class PostgresServer:
 
     def stop(self, deadline_seconds: float = 8.0) -> None:
         """End the server by a fast shutdown; after the deadline by an immediate one, then by SIGKILL."""
-        if self._process is not None:
-            self._process.stop(deadline_seconds)
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop(deadline_seconds)
 
     def _create(self, binaries: Path, prefix: list[str]) -> None:
         # Made under another name first, so that a creation cut short is never taken for a database.

@@ -14,7 +14,9 @@ from typing import Final
 from gpu_telemetry.local.guard import Guard
 
 _POLL_SECONDS: Final = 0.05
-_LOG_TAIL_BYTES: Final = 4000
+_LOG_TAIL_BYTES: Final = 8000
+_LOG_TAIL_LINES: Final = 12
+_LOG_LIMIT_BYTES: Final = 16 * 1024**2  # a longer one is put aside at the next start
 
 _guard: Guard | None = None
 _guard_lock = threading.Lock()
@@ -56,7 +58,10 @@ class ServerProcess:
         self._polite = polite
         self._stern = stern
         log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+            log.replace(log.with_name(f"{log.name}.old"))
         with log.open("ab") as output:
+            self._log_start = output.tell()
             # A session of its own makes it deaf to the terminal's Ctrl-C: who started it ends it, in order.
             self._process = subprocess.Popen(  # noqa: S603 - the commands of the stack's own parts
                 list(command),
@@ -67,7 +72,12 @@ class ServerProcess:
                 cwd=directory,
                 start_new_session=True,
             )
-        guard().watch(self._process.pid, polite)
+        try:
+            guard().watch(self._process.pid, polite)
+        except ValueError:
+            # This process is ending and has closed the guard: nothing may start any more.
+            self.stop(0.0)
+            raise StartFailed(f"{name} was not started: the stack is ending") from None
 
     @property
     def pid(self) -> int:
@@ -76,10 +86,16 @@ class ServerProcess:
 
     def exit_status(self) -> int | None:
         """None while it runs; else its exit status, negative for the signal that ended it."""
-        status = self._process.poll()
-        if status is not None:
-            guard().forget(self.pid)
-        return status
+        if self._process.returncode is not None:
+            return self._process.returncode
+        # Looked at, not reaped: until `stop` has swept the process group, its number must not go to another.
+        try:
+            result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return self._process.wait()  # another thread has just swept and reaped it
+        if result is None:
+            return None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def wait_ready(self, ready: Callable[[], bool], deadline_seconds: float) -> None:
         """Return when `ready` says so.
@@ -101,19 +117,20 @@ class ServerProcess:
             time.sleep(_POLL_SECONDS)
 
     def tail(self) -> str:
-        """The last lines of its log."""
-        return log_tail(self.log)
-
-    def ask_to_end(self) -> None:
-        """Send the polite signal and return at once."""
-        self._signal(self._polite)
+        """The last lines that it wrote to its log since it was started."""
+        with self.log.open("rb") as file:
+            file.seek(max(self._log_start, self.log.stat().st_size - _LOG_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join(lines[-_LOG_TAIL_LINES:])
 
     def stop(self, deadline_seconds: float) -> bool:
         """End it and everything in its process group; whether it ended by the polite signal alone.
 
         The polite signal has `deadline_seconds`; then come the stern one, with a second, and SIGKILL.
         """
-        self.ask_to_end()
+        if self._process.returncode is not None:
+            return True
+        self._signal(self._polite)
         if self._ended_within(deadline_seconds):
             orderly = True
         else:
@@ -128,10 +145,11 @@ class ServerProcess:
         return orderly
 
     def _ended_within(self, seconds: float) -> bool:
-        try:
-            self._process.wait(timeout=max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            return False
+        deadline = time.monotonic() + seconds
+        while self.exit_status() is None:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
         return True
 
     def _signal(self, number: signal.Signals) -> None:
@@ -148,13 +166,3 @@ def ended(status: int) -> str:
         return f"was ended by {signal.Signals(-status).name}"
     except ValueError:
         return f"was ended by signal {-status}"
-
-
-def log_tail(log: Path) -> str:
-    """The last lines of a log file; empty if there is none yet."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace").strip()
-    except FileNotFoundError:
-        return ""

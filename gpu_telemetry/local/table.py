@@ -1,0 +1,140 @@
+"""The stack as a person sees it: a table that lives in a terminal, and a line now and then where there is none."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from gpu_telemetry.local.directory import PartState, Rates, StackState
+from gpu_telemetry.local.observe import GpuView, NodeView, Snapshot
+
+# Beyond this many nodes a row stands for a node instead of a GPU.
+_DETAILED_NODES: Final = 4
+_MOST_ROWS: Final = 20
+_MOST_ALERTS: Final = 5
+_WARM_CELSIUS: Final = 85
+_HOT_CELSIUS: Final = 90
+_STATUS_STYLE: Final = {"healthy": "green", "warning": "yellow", "critical": "bold red", "down": "bold red"}
+_PART_STYLE: Final = {"up": "green", "starting": "cyan", "waiting": "dim", "restarting": "bold red", "ended": "dim"}
+
+
+def render(state: StackState, snapshot: Snapshot) -> RenderableType:
+    """Everything, for a terminal."""
+    parts: list[RenderableType] = [_fleet(snapshot)]
+    if snapshot.alerts:
+        parts.append(_alerts(snapshot))
+    parts += [Text(summary(snapshot, state.rates), style="bold"), _stack(state.parts), _urls(state)]
+    return Group(*parts)
+
+
+def summary(snapshot: Snapshot, rates: Rates) -> str:
+    """Everything in one line."""
+    if "api" in snapshot.unanswered:
+        return f"the API does not answer: {snapshot.unanswered['api']}"
+    up = sum(1 for node in snapshot.nodes if node.status not in {"down", "unknown"})
+    words = [f"{up} of {len(snapshot.nodes)} nodes up", f"{len(snapshot.gpus)} GPUs"]
+    hottest = max(snapshot.gpus, key=lambda gpu: gpu.temperature_celsius or 0, default=None)
+    if hottest is not None and hottest.temperature_celsius is not None:
+        words.append(f"hottest {hottest.node_id} GPU {hottest.gpu_index} {hottest.temperature_celsius:.1f} °C")
+    words.append(f"{_rate(rates.scrapes)} scrapes/s, {_rate(rates.published)} records/s")
+    words.append(f"lag {'?' if snapshot.consumer_lag is None else snapshot.consumer_lag}")
+    words.append(f"open alerts {len(snapshot.alerts)}")
+    return " | ".join(words)
+
+
+def _fleet(snapshot: Snapshot) -> RenderableType:
+    if not snapshot.nodes:
+        return Text("no node has been heard of yet", style="dim")
+    if len(snapshot.nodes) <= _DETAILED_NODES:
+        return Columns([_node(node, snapshot.gpus) for node in snapshot.nodes])
+    table = Table(box=None, pad_edge=False)
+    for heading in ("node", "datacenter", "status", "GPUs", "hottest", "power", "busy", "alerts"):
+        table.add_column(heading, justify="left" if heading in {"node", "datacenter", "status"} else "right")
+    for node in snapshot.nodes[:_MOST_ROWS]:
+        gpus = [gpu for gpu in snapshot.gpus if gpu.node_id == node.node_id]
+        hottest = max((gpu.temperature_celsius or 0 for gpu in gpus), default=0)
+        power = sum(gpu.power_watts or 0 for gpu in gpus)
+        busy = sum(1 for gpu in gpus if gpu.workload)
+        table.add_row(
+            node.node_id,
+            node.datacenter or "",
+            Text(node.status, style=_STATUS_STYLE.get(node.status, "dim")),
+            str(len(gpus)),
+            _celsius(hottest),
+            f"{power:.0f} W",
+            str(busy),
+            str(node.active_alerts),
+        )
+    if len(snapshot.nodes) > _MOST_ROWS:
+        table.add_row(f"... and {len(snapshot.nodes) - _MOST_ROWS} more")
+    return table
+
+
+def _node(node: NodeView, gpus: Sequence[GpuView]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("GPU", justify="right")
+    table.add_column("°C", justify="right")
+    table.add_column("W", justify="right")
+    table.add_column("%", justify="right")
+    table.add_column("workload", max_width=26, no_wrap=True)
+    own = [gpu for gpu in gpus if gpu.node_id == node.node_id]
+    for gpu in own[:_MOST_ROWS]:
+        index = f"{gpu.gpu_index}" if gpu.mig_instance is None else f"{gpu.gpu_index}/{gpu.mig_instance}"
+        table.add_row(
+            index,
+            _celsius(gpu.temperature_celsius),
+            _number(gpu.power_watts),
+            _number(gpu.gpu_utilization_percent),
+            gpu.workload or Text("-", style="dim"),
+        )
+    style = _STATUS_STYLE.get(node.status, "dim")
+    title = Text.assemble((node.node_id, "bold"), " ", (node.status, style))
+    return Panel(table, title=title, title_align="left", border_style=style, expand=False)
+
+
+def _alerts(snapshot: Snapshot) -> RenderableType:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for alert in snapshot.alerts[:_MOST_ALERTS]:
+        where = alert.node_id if alert.gpu_index is None else f"{alert.node_id} GPU {alert.gpu_index}"
+        style = _STATUS_STYLE.get(alert.severity, "yellow")
+        table.add_row(Text(f"[{alert.severity}]", style=style), where, alert.alert_type, alert.message)
+    if len(snapshot.alerts) > _MOST_ALERTS:
+        table.add_row("", f"... and {len(snapshot.alerts) - _MOST_ALERTS} more")
+    return table
+
+
+def _stack(parts: Sequence[PartState]) -> Text:
+    line = Text()
+    for part in parts:
+        restarts = f" ({part.restarts} restarts)" if part.restarts else ""
+        line.append(f"{part.name} ").append(f"{part.state}{restarts}", style=_PART_STYLE.get(part.state, ""))
+        line.append("   ")
+    return line
+
+
+def _urls(state: StackState) -> Text:
+    return Text("   ".join(f"{name} {url}" for name, url in shown_urls(state).items()), style="dim")
+
+
+def shown_urls(state: StackState) -> dict[str, str]:
+    """The addresses that people open first."""
+    return {name: url for name, url in state.urls.items() if not name.endswith("metrics")}
+
+
+def _celsius(value: float | None) -> Text:
+    if value is None:
+        return Text("-", style="dim")
+    style = "bold red" if value > _HOT_CELSIUS else "yellow" if value > _WARM_CELSIUS else ""
+    return Text(f"{value:.0f}", style=style)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _rate(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1f}"
