@@ -2,10 +2,28 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+DATA   ?= .data
+export PYTHON VENV
 
 .PHONY: help
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.PHONY: demo
+demo: ## Run the whole stack here and watch a GPU overheat (ARGS="--port-offset 100" moves its ports)
+	@scripts/venv.sh local
+	@$(BIN)/gpu-telemetry up --demo --data $(DATA) $(ARGS)
+
+.PHONY: test
+test: ## Set up all that the tests need, check, and run them (ARGS="-k name" chooses)
+	@scripts/test-programs.sh
+	@scripts/venv.sh dev
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: clean
+clean: ## Remove the demo's data and what the tools cached
+	@scripts/clean.sh $(DATA)
 
 .PHONY: lint
 lint: ## Check style, types and layering
