@@ -1,0 +1,214 @@
+"""The shapes of the answers: the structs that are encoded, and whose JSON schemas are the OpenAPI document's.
+
+Keys are stable: what was not measured or does not apply is null. Times are RFC 3339 in UTC with milliseconds and `Z`.
+"""
+
+import types
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from gpu_telemetry.clock import rfc3339
+from gpu_telemetry.fields import FIELDS, Field, ValueType
+from gpu_telemetry.records import LabelledValue, Rejected, Workload
+
+NodeStatus = Literal["healthy", "warning", "critical", "down", "unknown"]
+AlertStatus = Literal["active", "resolved"]
+Severity = Literal["info", "warning", "critical"]
+ActionStatus = Literal["pending", "running", "succeeded", "failed", "unknown", "skipped"]
+Timestamp = Annotated[
+    str,
+    Meta(
+        description="RFC 3339, UTC, milliseconds",
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
+        extra_json_schema={"format": "date-time", "examples": ["2026-01-31T12:00:00.000Z"]},
+    ),
+]
+AnyStruct = TypeVar("AnyStruct", bound=Struct)
+
+
+class NodeSummary(Struct):
+    """A node in the list of nodes."""
+
+    node_id: str
+    hostname: str | None
+    status: Annotated[
+        NodeStatus,
+        Meta(
+            description="down while its exporter is, else its highest active severity, else healthy; "
+            "unknown when nothing was heard of it for 3 of its intervals"
+        ),
+    ]
+    datacenter: str | None
+    last_seen: Annotated[Timestamp | None, Meta(description="When its newest good scrape ended")]
+    active_alerts: Annotated[int, Meta(description="Alerts of the node that are active now")]
+
+
+class Gpu(Struct):
+    """A GPU or a MIG instance at an index of a node."""
+
+    gpu_uuid: str
+    gpu_index: int
+    mig_instance: str | None
+    mig_profile: str | None
+    model: str | None
+    driver_version: str | None
+    pci_bus_id: str | None
+    memory_total_mib: int | None
+    since: Annotated[Timestamp, Meta(description="When it was first seen at this index of this node")]
+    last_collected_at: Annotated[
+        Timestamp | None, Meta(description="When its newest stored row was scraped; it lags where the GPU is gone")
+    ]
+
+
+class Node(NodeSummary):
+    """A node with what stands at each of its GPU indexes."""
+
+    instance: Annotated[str | None, Meta(description="The exporter's address")]
+    first_seen: Timestamp
+    last_heard: Annotated[Timestamp, Meta(description="When its newest scrape of any outcome ended")]
+    interval_ms: Annotated[int, Meta(description="Milliseconds between its scrapes")]
+    removed_at: Annotated[Timestamp | None, Meta(description="When it left the configuration")]
+    gpu_count: Annotated[int, Meta(description="Physical GPUs; a GPU with MIG instances counts once")]
+    gpus: list[Gpu]
+
+
+class AlertSummary(Struct):
+    """An alert in the list of active alerts."""
+
+    id: int
+    node_id: str
+    gpu_index: Annotated[int | None, Meta(description="null when the alert is the node's")]
+    alert_type: str
+    severity: Annotated[Severity, Meta(description="The highest it has had; it never falls")]
+    message: str
+    threshold_value: Annotated[float | None, Meta(description="The lowest step of the rule's ladder")]
+    actual_value: Annotated[float | None, Meta(description="The value at the last rise of the severity")]
+    status: AlertStatus
+    triggered_at: Annotated[Timestamp, Meta(description="Event time of the record that fired it")]
+
+
+class Alert(AlertSummary):
+    """An alert with all that its row says."""
+
+    rule: str
+    gpu_uuid: str | None
+    mig_instance: str | None
+    raised_at: Annotated[Timestamp | None, Meta(description="Event time of the last rise of the severity")]
+    resolved_at: Timestamp | None
+    resolved_reason: Annotated[str | None, Meta(description="cleared, manual, replaced, decommissioned, ...")]
+    resolved_by: str | None
+
+
+class Transition(Struct):
+    """One step in an alert's life."""
+
+    id: int
+    transition: str
+    severity: Severity
+    message: str
+    threshold_value: float | None
+    actual_value: float | None
+    reason: str | None
+    actor: Annotated[str | None, Meta(description="Who asked for it, when it was made by hand")]
+    details: dict[str, Any] | None
+    at: Annotated[Timestamp, Meta(description="Event time")]
+
+
+class Action(Struct):
+    """What was decided for an alert, and what became of it."""
+
+    id: int
+    action_type: str
+    transition: str
+    status: ActionStatus
+    action_details: dict[str, Any]
+    attempts: int
+    reason: Annotated[str | None, Meta(description="Why it was skipped, failed, or is of unknown outcome")]
+    event_time: Timestamp
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+
+
+class AlertDetail(Alert):
+    """An alert with its transitions and actions, oldest first."""
+
+    transitions: list[Transition]
+    actions: list[Action]
+
+
+class State(Struct):
+    """How the API itself is."""
+
+    status: Literal["ok", "ready"]
+
+
+class ProblemDocument(Struct):
+    """An RFC 9457 problem; `parameter`, `expected` and `got` stand where a part of the request was wrong."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    parameter: str | msgspec.UnsetType = msgspec.UNSET
+    expected: str | msgspec.UnsetType = msgspec.UNSET
+    got: str | msgspec.UnsetType = msgspec.UNSET
+
+
+def _measured(field: Field) -> tuple[str, Any]:
+    number = int if field.type is ValueType.INTEGER else float
+    source = f"; DCGM: {', '.join(field.dcgm)}" if field.dcgm else "; derived"
+    description = f"{field.help} [{field.unit}]{source}"
+    return field.name, Annotated[number | None, Meta(description=description, extra_json_schema={"x-unit": field.unit})]
+
+
+# One GPU's or MIG instance's values at one scrape; the measured ones follow the field table.
+MetricRow: Final[type[Struct]] = msgspec.defstruct(
+    "MetricRow",
+    [
+        ("node_id", str),
+        ("gpu_index", int),
+        ("gpu_uuid", str),
+        ("mig_instance", str | None),
+        ("mig_profile", str | None),
+        ("model", str | None),
+        ("collected_at", Annotated[Timestamp, Meta(description="When the bridge scraped it")]),
+        *map(_measured, FIELDS),
+        ("workloads", Annotated[list[Workload], Meta(description="Who used it; empty when nobody did")]),
+        (
+            "fields",
+            Annotated[
+                dict[str, float | list[LabelledValue]],
+                Meta(description="Every other DCGM field by its own name; one with labels of its own as its rows"),
+            ],
+        ),
+        (
+            "rejected",
+            Annotated[
+                dict[str, Rejected], Meta(description="Values that were read and not believed: the text, and why")
+            ],
+        ),
+    ],
+    namespace={"__doc__": "One GPU or MIG instance at one scrape; a value that was not measured is null."},
+)
+
+MetricRows: Final = types.GenericAlias(list, (MetricRow,))
+
+# What stands for null where the shape promises a list or an object.
+_EMPTY: Final[dict[str, Any]] = {"workloads": [], "fields": {}, "rejected": {}}
+
+
+def shape(struct: type[AnyStruct], row: Mapping[str, Any], **rest: object) -> AnyStruct:
+    """A row of a query as one of the structs; columns that it does not have are left out."""
+    return struct(**{name: _value(name, row[name]) for name in struct.__struct_fields__ if name not in rest}, **rest)
+
+
+def _value(name: str, value: object) -> object:
+    if value is None:
+        return _EMPTY.get(name)
+    return rfc3339(value) if isinstance(value, datetime) else value
