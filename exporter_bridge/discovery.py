@@ -72,7 +72,9 @@ class HttpSource:
     """A Prometheus HTTP service discovery."""
 
     def __init__(self, url: str, fetcher: Fetcher) -> None:
-        self.name = url
+        # A query may hold what nobody else should see.
+        self.name = url.partition("?")[0]
+        self._url = url
         self._fetcher = fetcher
         self._content = b""
         self._targets: list[Target] = []
@@ -89,7 +91,7 @@ class HttpSource:
             if not answered.cancelled():
                 answered.set_result(answer)
 
-        self._fetcher.start(self.name, Access(), _HTTP_TIMEOUT_SECONDS, done)
+        self._fetcher.start(self._url, Access(), _HTTP_TIMEOUT_SECONDS, done)
         answer = await answered
         if answer.reason is not None:
             raise TargetError(f"{self.name}: {answer.detail or answer.reason}")
@@ -142,7 +144,10 @@ class Discovery:
     def _tell(self, errors: tuple[str, ...]) -> None:
         for error in errors:
             if error not in self._errors:
-                _log.error("%s; the last good targets stay (%d nodes)", error, len(self._joined))
+                stays = (
+                    f"the last good targets stay ({len(self._joined)} nodes)" if self._joined else "it is tried again"
+                )
+                _log.error("%s; %s", error, stays)
         if self._errors and not errors:
             _log.info("the targets are good again (%d nodes)", len(self._joined))
         self._errors = errors

@@ -3,7 +3,8 @@
 A group is `{targets: [HOST:PORT, ...], labels: {...}}`. These labels of a group have a meaning here:
 
 - `node_id`: the node's name; the address's host if absent. `datacenter`: where it stands. `instance`: what the series
-  carry as `instance`; the address if absent. Any other plain label is added to the node's re-exposed series.
+  carry as `instance`; the address if absent. `hostname`: the records' host name; what the page says if absent. Any
+  other plain label is added to the node's re-exposed series.
 - `__scheme__`, `__metrics_path__`, `__param_NAME`, `__scrape_timeout__` (`5s`): as Prometheus has them.
 - `__tls_ca_file__`, `__tls_cert_file__`, `__tls_key_file__`, `__tls_server_name__`: TLS and client certificates.
 - `__basic_auth_username__` with `__basic_auth_password_file__`, or `__bearer_token_file__`: credentials. Secrets stand
@@ -51,6 +52,7 @@ class Target:
     url: str
     instance: str
     datacenter: str | None = None
+    hostname: str | None = None
     timeout_seconds: float | None = None
     access: Access = Access()
     labels: tuple[tuple[str, str], ...] = ()
@@ -65,6 +67,7 @@ _ACCESS_LABELS: Final[Mapping[str, str]] = {
     "__basic_auth_password_file__": "password_file",
     "__bearer_token_file__": "bearer_token_file",
 }
+_NODE_LABELS: Final = frozenset(("node_id", "datacenter", "instance", "hostname"))
 _ADDRESSING_LABELS: Final = frozenset(("__scheme__", "__metrics_path__", "__scrape_timeout__"))
 _LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
@@ -74,6 +77,11 @@ _UNIT_SECONDS: Final = (3600.0, 60.0, 1.0, 0.001)
 def shard_of(node_id: str, count: int) -> int:
     """Which of `count` shards a node falls in: stable over restarts and machines."""
     return xxhash.xxh3_64_intdigest(node_id.encode()) % count
+
+
+def page_shard_of(node_id: str, count: int) -> int:
+    """Which of `count` shards of the re-exposed page a node falls in; even within any one shard of the fleet."""
+    return xxhash.xxh3_64_intdigest(node_id.encode(), seed=2) % count
 
 
 def offset_of(node_id: str, interval_seconds: float) -> float:
@@ -177,7 +185,7 @@ def _read_labels(labels: object, where: str) -> dict[str, str]:
         if not isinstance(value, str):
             # As Prometheus: a number or a boolean must be quoted, so that 1.0 and true stay what was written.
             raise TargetError(f"{where}: {name}: expected a string, got {_kind(value)}; put it in quotes")
-        if name in {"node_id", "datacenter", "instance"} and not 0 < len(value) <= MAX_IDENTIFIER_LENGTH:
+        if name in _NODE_LABELS and not 0 < len(value) <= MAX_IDENTIFIER_LENGTH:
             raise TargetError(f"{where}: {name}: expected 1 to {MAX_IDENTIFIER_LENGTH} characters")
         if "\x00" in value or (not value.isascii() and _has_surrogate(value)):
             raise TargetError(f"{where}: {name}: a NUL character or a lone surrogate cannot be stored")
@@ -237,13 +245,14 @@ def _read_target(address: object, labels: Mapping[str, str], access: Access, whe
         url=url,
         instance=labels.get("instance", address),
         datacenter=labels.get("datacenter"),
+        hostname=labels.get("hostname"),
         timeout_seconds=None if timeout is None else _seconds(timeout, f"{where}: labels: __scrape_timeout__"),
         access=access,
         labels=tuple(
             sorted(
                 (name, value)
                 for name, value in labels.items()
-                if not name.startswith("__") and name not in {"node_id", "instance", "datacenter"}
+                if not name.startswith("__") and name not in _NODE_LABELS
             )
         ),
     )

@@ -1,0 +1,150 @@
+"""The bridge's own metrics: every name, its meaning and its labels in one place.
+
+What happens at each scrape is counted through children kept at hand: looking one up by label costs more than counting.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gpu_telemetry.fields import FIELD_BY_NAME
+
+# From a cached page on the same host to the longest usual time-out.
+_DURATION_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class LabelledCounter:
+    """A counter with labels whose children are kept at hand."""
+
+    def __init__(self, parent: Counter) -> None:
+        self._parent = parent
+        self._children: dict[tuple[str, ...], Counter] = {}
+
+    def add(self, amount: float, *values: str) -> None:
+        """Add to the child with these label values."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._parent.labels(*values)
+        child.inc(amount)
+
+    def __contains__(self, values: tuple[str, ...]) -> bool:
+        return values in self._children
+
+
+class _ReadWhenAsked(Collector):
+    """Numbers that something else counts already."""
+
+    def __init__(self) -> None:
+        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._counters: list[tuple[str, str, Callable[[], float]]] = []
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        self._gauges.append((name, text, read))
+
+    def counter(self, name: str, text: str, read: Callable[[], float]) -> None:
+        self._counters.append((name, text, read))
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, read in self._gauges:
+            yield GaugeMetricFamily(name, text, value=read())
+        for name, text, read in self._counters:
+            yield CounterMetricFamily(name, text, value=read())
+
+
+class BridgeMetrics:
+    """The metrics of one bridge, in a registry of its own."""
+
+    def __init__(self, bridge_id: str) -> None:
+        registry = self._registry = CollectorRegistry(auto_describe=False)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        self._read = _ReadWhenAsked()
+        registry.register(self._read)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        build = Gauge(
+            "gpu_bridge_build_info", "The bridge and its version.", ("version", "bridge_id"), registry=registry
+        )
+        build.labels(version("gpu-telemetry"), bridge_id).set(1)
+
+        self.scrapes = counter("gpu_bridge_scrapes_total", "Turns that ended: complete, failed or skipped.")
+        self.scrape_failures = LabelledCounter(
+            counter("gpu_bridge_scrape_failures_total", "Turns without a page, by reason.", "reason")
+        )
+        self.scrape_seconds = Histogram(
+            "gpu_bridge_scrape_duration_seconds",
+            "How long exporters took to give a page.",
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.scraped_bytes = counter("gpu_bridge_scraped_bytes_total", "Bytes of pages read.")
+        self.samples = counter("gpu_bridge_samples_total", "Samples read from pages.")
+        self.gpu_records = counter("gpu_bridge_gpu_records_total", "GPU records made from pages.")
+        self.refused_lines = LabelledCounter(
+            counter("gpu_bridge_refused_lines_total", "Lines of pages that were not understood.", "reason")
+        )
+        self._rejected_values = LabelledCounter(
+            counter("gpu_bridge_rejected_values_total", "Values that were read and not believed.", "field", "reason")
+        )
+        self.not_recorded = LabelledCounter(
+            counter("gpu_bridge_not_recorded_samples_total", "Samples that no GPU record holds, by entity.", "entity")
+        )
+        self.dropped_scrapes = LabelledCounter(
+            counter("gpu_bridge_dropped_scrapes_total", "Whole scrapes that will not reach Kafka.", "reason")
+        )
+        self.dropped_gpu_records = LabelledCounter(
+            counter("gpu_bridge_dropped_gpu_records_total", "GPU records that will not reach Kafka.", "reason")
+        )
+        self.delivered_messages = counter("gpu_bridge_delivered_messages_total", "Messages that Kafka acknowledged.")
+        self.failed_deliveries = LabelledCounter(
+            counter("gpu_bridge_failed_deliveries_total", "Messages that Kafka or its client refused.", "error")
+        )
+        self.removed_nodes = counter("gpu_bridge_removed_nodes_total", "Nodes that left the configuration for good.")
+        self.internal_errors = counter("gpu_bridge_internal_errors_total", "Pages on which the bridge itself failed.")
+        self.reload_success = Gauge(
+            "gpu_bridge_config_reload_success", "Whether the last read of the targets was good.", registry=registry
+        )
+        self.reload_timestamp = Gauge(
+            "gpu_bridge_config_last_reload_success_timestamp_seconds",
+            "When the targets were last read and good.",
+            registry=registry,
+        )
+        self.family_conflicts = Gauge(
+            "gpu_bridge_family_conflicts",
+            "Families of the last fleet page whose TYPE or HELP differs between nodes; the first one is shown.",
+            registry=registry,
+        )
+
+    def count_rejected(self, amount: int, name: str, reason: str) -> None:
+        """Count rejected values; names outside the field table are one, so that no exporter makes labels up."""
+        self._rejected_values.add(amount, name if name in FIELD_BY_NAME else "other", reason)
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when it is asked for."""
+        self._read.gauge(name, text, read)
+
+    def counter(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A counter that something else keeps, read when it is asked for; without `_total` in its name here."""
+        self._read.counter(name, text, read)
+
+    def page(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,346 @@
+"""Turns: each node scraped once an interval at its own offset, every turn closed by a record, on one event loop."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from exporter_bridge.exposition import Exposition
+from exporter_bridge.fetch import Answer, Fetcher
+from exporter_bridge.layouts import Page
+from exporter_bridge.metrics import BridgeMetrics
+from exporter_bridge.node import Node
+from exporter_bridge.publisher import Publisher
+from exporter_bridge.records import Scrape, Turn
+from exporter_bridge.settings import BridgeSettings
+from exporter_bridge.targets import Target, offset_of
+from exporter_bridge.timetable import Timetable
+from gpu_telemetry.clock import Clock, to_milliseconds
+
+_log = logging.getLogger(__name__)
+
+# How long the reading of new pages may keep the loop from what is due.
+_SLICE_SECONDS: Final = 0.004
+# Failures and recoveries that are logged one by one within an interval; beyond it they are only counted.
+_LOGGED_AN_INTERVAL: Final = 20
+_EXAMPLES_SHOWN: Final = 3
+
+Reading = tuple[Node, Answer, Generator[None, None, Page], int]
+
+
+class Scraper:
+    """Scrapes the nodes it is given and hands each turn to the publisher.
+
+    A node costs only itself: what fails, hangs or is new waits for nobody and nobody waits for it. Slow reading of new
+    pages goes on in slices between what is due.
+    """
+
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        *,
+        fetcher: Fetcher,
+        publisher: Publisher,
+        metrics: BridgeMetrics,
+        clock: Clock,
+        max_in_flight: int,
+    ) -> None:
+        self._settings = settings
+        self._fetcher = fetcher
+        self._publisher = publisher
+        self._metrics = metrics
+        self._clock = clock
+        self._max_in_flight = max_in_flight
+        self._interval_ms = round(settings.interval_seconds * 1000)
+        self._loop = asyncio.get_running_loop()
+        self.exposition = Exposition()
+        self._nodes: dict[str, Node] = {}
+        # Out of the configuration, not yet removed: should one come back, its sequence goes on.
+        self._departed: dict[str, Node] = {}
+        self._boot = secrets.token_hex(6)
+        self._boot_id = self._boot
+        self._removals = 0
+        # Offsets lie on the wall clock's intervals, so that a restart keeps them; a later step of it changes nothing.
+        self._to_wall = clock.now().timestamp() - self._loop.time()
+        self._timetable = Timetable(settings.interval_seconds, self._loop.time() + self._to_wall)
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_flight = 0
+        self._waiting: deque[Node] = deque()
+        self._reading: deque[Reading] = deque()
+        self._slice: asyncio.Handle | None = None
+        self._on_idle: Callable[[], None] | None = None
+        self._logged = 0
+        self._unlogged = 0
+
+    # -- who is scraped -----------------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """The nodes that are scraped now."""
+        return self._nodes
+
+    def is_fresh(self, node: Node) -> bool:
+        """Whether the node's last turn was good and is not older than two intervals."""
+        age = self._clock.monotonic() - node.page_at
+        return node.page is not None and age <= 2 * self._settings.interval_seconds
+
+    def apply(self, targets: Mapping[str, Target]) -> None:
+        """Scrape these nodes from now on, and no others."""
+        for node_id in self._nodes.keys() - targets.keys():
+            node = self._departed[node_id] = self._nodes.pop(node_id)
+            node.page = None
+        for node_id, target in targets.items():
+            known = self._nodes.get(node_id)
+            if known is None:
+                known = self._departed.pop(node_id, None)
+                if known is None:
+                    known = Node(target, self.exposition.parser(), self._boot_id, self._publisher.admit(node_id))
+                self._nodes[node_id] = known
+            known.retarget(target)
+        interval = self._settings.interval_seconds
+        self._timetable.set({node_id: offset_of(node_id, interval) for node_id in targets})
+        if self._timer is not None:
+            self._arm()
+
+    def remove(self, node_ids: Iterable[str]) -> None:
+        """Publish that these nodes left the configuration for good, and forget them."""
+        for node_id in node_ids:
+            node = self._departed.get(node_id)
+            if node is None:
+                continue  # another shard's
+            turn = self._end_turn(node, reason=None, removed=True)
+            self._publisher.publish(node.builder.failed(turn))
+            self._metrics.removed_nodes.inc()
+            _log.info("%s left the configuration and is removed", node_id)
+            self.forget((node_id,))
+
+    def forget(self, node_ids: Iterable[str]) -> None:
+        """Forget nodes that left; should one come back it begins another sequence, under another boot_id."""
+        for node_id in node_ids:
+            if self._departed.pop(node_id, None) is not None:
+                self._publisher.forget(node_id)
+                self._removals += 1
+                self._boot_id = f"{self._boot}-{self._removals}"
+
+    # -- when -------------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Scrapes under way."""
+        return self._in_flight
+
+    @property
+    def waiting(self) -> int:
+        """Turns that have come and wait for a free connection, or for the reading of their page."""
+        return len(self._waiting) + len(self._reading)
+
+    def start(self) -> None:
+        """Let the turns come."""
+        self._arm()
+
+    def stop(self) -> None:
+        """Begin no further turn, and give up those under way."""
+        for handle in (self._timer, self._slice):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._slice = None
+        self._waiting.clear()
+        self._reading.clear()
+
+    async def scrape_all_once(self) -> int:
+        """Give every node one turn at once; how many were good."""
+        idle = asyncio.Event()
+        self._on_idle = idle.set
+        for node in self._nodes.values():
+            self._begin(node)
+        if self._nodes:
+            await idle.wait()
+        self._on_idle = None
+        return sum(node.had_turn and node.reason is None for node in self._nodes.values())
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        wait = self._timetable.seconds_to_next(self._loop.time() + self._to_wall)
+        self._timer = self._loop.call_later(wait, self._let_turns_come)
+
+    def _let_turns_come(self) -> None:
+        for node_id in self._timetable.due(self._loop.time() + self._to_wall):
+            self._begin(self._nodes[node_id])
+        self._arm()
+
+    # -- a turn -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, node: Node) -> None:
+        if node.busy:
+            self._fail(node, "overrun", "the last scrape is still under way")
+            return
+        node.busy = True
+        if self._in_flight < self._max_in_flight:
+            self._fetch(node)
+        else:
+            self._waiting.append(node)
+
+    def _fetch(self, node: Node) -> None:
+        self._in_flight += 1
+        target = node.target
+        timeout = target.timeout_seconds or self._settings.scrape_timeout_seconds
+        self._fetcher.start(target.url, target.access, timeout, lambda answer: self._fetched(node, answer))
+
+    def _fetched(self, node: Node, answer: Answer) -> None:
+        self._in_flight -= 1
+        if self._waiting:
+            self._fetch(self._waiting.popleft())
+        if answer.reason is not None:
+            self._finish(node, answer.reason, answer)
+            return
+        self._metrics.scraped_bytes.inc(len(answer.body))
+        steps = node.parser.parse_steps(answer.body)
+        reading = (node, answer, steps, to_milliseconds(self._clock.now()))
+        if not self._read(reading, time.perf_counter() + _SLICE_SECONDS / 2):
+            self._reading.append(reading)
+            if self._slice is None:
+                self._slice = self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """Read on in the pages that are new, for one slice of time."""
+        deadline = time.perf_counter() + _SLICE_SECONDS
+        while self._reading and self._read(self._reading[0], deadline):
+            self._reading.popleft()
+        self._slice = self._loop.call_soon(self._read_on) if self._reading else None
+
+    def _read(self, reading: Reading, deadline: float) -> bool:
+        """Go on reading a page until it is read or the deadline is past; whether the turn has ended."""
+        node, answer, steps, at_ms = reading
+        try:
+            while True:
+                next(steps)
+                if time.perf_counter() >= deadline:
+                    return False
+        except StopIteration as end:
+            page = end.value
+        except Exception:  # noqa: BLE001 - an error of ours on one page costs that node, and is told with its traceback
+            self._internal_error(node, answer)
+            return True
+        self._take_page(node, answer, page, at_ms)
+        return True
+
+    def _take_page(self, node: Node, answer: Answer, page: Page, at_ms: int) -> None:
+        self._count_refused(node, page)
+        if not page.samples:
+            if page.refused:
+                example = page.examples[0] if page.examples else ""
+                self._finish(node, "unparseable", answer._replace(detail=f"no line was understood: {example}"))
+            else:
+                self._finish(node, "empty", answer._replace(detail="the page has no samples"))
+            return
+        turn = self._end_turn(node, reason=None, seconds=answer.seconds, at_ms=at_ms)
+        try:
+            scrape = node.builder.build(page, turn)
+            page.compact()
+        except Exception:  # noqa: BLE001 - as in `_read`
+            self._internal_error(node, answer, turn)
+            return
+        if node.target.node_id in self._nodes:
+            node.page = page
+            node.page_at = self._clock.monotonic()
+        if node.reason is not None:
+            self._say(logging.INFO, "%s: scraped again, after %s", node.target.node_id, node.reason)
+            node.reason = None
+        self._publisher.publish(scrape)
+        self._count(scrape, page, answer)
+        self._free(node)
+
+    def _finish(self, node: Node, reason: str, answer: Answer) -> None:
+        self._fail(node, reason, answer.detail, answer.seconds)
+        self._free(node)
+
+    def _free(self, node: Node) -> None:
+        node.busy = False
+        if self._on_idle is not None and not (self._in_flight or self._waiting or self._reading):
+            self._loop.call_soon(self._on_idle)
+
+    def _fail(self, node: Node, reason: str, detail: str, seconds: float | None = None) -> None:
+        """Close a turn that brought no page."""
+        self._close_failed(node, self._end_turn(node, reason=reason, seconds=seconds), detail)
+
+    def _close_failed(self, node: Node, turn: Turn, detail: str) -> None:
+        reason = turn.reason or "other"
+        if node.reason is None:
+            self._say(logging.WARNING, "%s: scrape failed: %s (%s)", turn.node_id, reason, detail)
+        node.reason = reason
+        node.page = None
+        self._metrics.scrapes.inc()
+        self._metrics.scrape_failures.add(1, reason)
+        self._publisher.publish(node.builder.failed(turn))
+
+    def _internal_error(self, node: Node, answer: Answer, turn: Turn | None = None) -> None:
+        """A page on which we ourselves fail is a failed scrape of that node, and a traceback for us."""
+        self._metrics.internal_errors.inc()
+        if node.reason != "internal_error":
+            _log.exception("%s: the bridge failed on its page", node.target.node_id)
+        if turn is None:
+            turn = self._end_turn(node, reason="internal_error", seconds=answer.seconds)
+        else:
+            turn = replace(turn, up=False, reason="internal_error")
+        self._close_failed(node, turn, "an error of the bridge itself")
+        self._free(node)
+
+    def _end_turn(
+        self,
+        node: Node,
+        *,
+        reason: str | None,
+        seconds: float | None = None,
+        at_ms: int | None = None,
+        removed: bool = False,
+    ) -> Turn:
+        return node.end_turn(
+            to_milliseconds(self._clock.now()) if at_ms is None else at_ms,
+            bridge_id=self._settings.id,
+            interval_ms=self._interval_ms,
+            reason=reason,
+            seconds=seconds,
+            removed=removed,
+        )
+
+    # -- what is told -----------------------------------------------------------------------------------------------
+
+    def _count(self, scrape: Scrape, page: Page, answer: Answer) -> None:
+        metrics = self._metrics
+        metrics.scrapes.inc()
+        metrics.scrape_seconds.observe(answer.seconds)
+        metrics.samples.inc(page.samples)
+        metrics.gpu_records.inc(scrape.gpu_records)
+        for (name, reason), amount in scrape.rejected.items():
+            metrics.count_rejected(amount, name, reason)
+        for entity, amount in scrape.not_recorded.items():
+            metrics.not_recorded.add(amount, entity)
+
+    def _count_refused(self, node: Node, page: Page) -> None:
+        for reason, amount in page.refused.items():
+            self._metrics.refused_lines.add(amount, reason)
+        if page.refused and not node.refusing:
+            told = ", ".join(f"{amount} {reason}" for reason, amount in page.refused.items())
+            examples = " | ".join(page.examples[:_EXAMPLES_SHOWN])
+            self._say(logging.WARNING, "%s: lines not understood: %s; as in: %s", node.target.node_id, told, examples)
+        node.refusing = bool(page.refused)
+
+    def _say(self, level: int, text: str, *values: object) -> None:
+        """Log what happened to one node, unless too many have had their say in this interval."""
+        if self._logged < _LOGGED_AN_INTERVAL:
+            self._logged += 1
+            _log.log(level, text, *values)
+        else:
+            self._unlogged += 1
+
+    def sum_up(self) -> None:
+        """Once an interval: say how much was not said, and let nodes be told of again."""
+        if self._unlogged:
+            failing = sum(node.reason is not None for node in self._nodes.values())
+            _log.warning("%d more nodes failed or came back; %d fail now", self._unlogged, failing)
+        self._logged = self._unlogged = 0
