@@ -139,7 +139,7 @@ class Node:
         if fault.kind is FaultKind.XID:
             _add_xid(gpu, fault, before, now)
         if fault.kind is FaultKind.OVERHEAT:
-            if not gpu.jobs and now >= gpu.cordoned_until:
+            if not gpu.jobs:
                 gpu.slots[0].job = new_job(self._chance, now)
                 self._keep_a_spare(gpu, now)
             for job in gpu.jobs:
@@ -162,6 +162,9 @@ class Node:
             del gpu.faults[kind]
             if kind is FaultKind.XID:
                 gpu.xid.code = 0
+            if not gpu.faults:
+                # Repaired: it may work again.
+                gpu.cordoned_until = now
             self._drive(gpu, now)
         return True
 
