@@ -215,3 +215,22 @@ def test_families_agree_with_the_field_table(new_fleet, rows_of):
             field = FIELD_BY_DCGM_NAME[row.name]
             assert field.low <= float(row.value) * field.multiply_by <= field.high
             assert float(row.value) not in SENTINELS
+
+
+def test_the_page_shows_what_the_gpu_has_in_the_exporters_units(new_fleet, clock, rows_of):
+    fleet = new_fleet()
+    clock.advance(100)
+
+    def shown():
+        return {row.name: float(row.value) for row in rows_of(fleet.page("node-1")) if row.labels["gpu"] == "0"}
+
+    before = shown()
+    gpu = fleet.nodes["node-1"].gpus[0]
+    assert before["DCGM_FI_DEV_GPU_TEMP"] == round(gpu.temperature(fleet.now()))
+    assert before["DCGM_FI_DEV_POWER_USAGE"] == pytest.approx(gpu.power_watts, abs=1e-6)
+    assert before["DCGM_FI_PROF_GR_ENGINE_ACTIVE"] == pytest.approx(gpu.load, abs=1e-6)
+    assert before["DCGM_FI_DEV_GPU_UTIL"] == round(100 * gpu.load)
+    # Between two ticks the draw is constant, and energy is counted in millijoules.
+    clock.advance(4)
+    rise = shown()["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"] - before["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"]
+    assert rise == pytest.approx(gpu.power_watts * 4 * 1000, rel=1e-4)
