@@ -111,11 +111,7 @@ class Node:
         slot.next_job_at = now + pause_seconds(self._chance)
         self.layout_version += 1
 
-    def gpu(self, index: int) -> Gpu | None:
-        """The GPU at an index, if there is one."""
-        return self.gpus[index] if 0 <= index < len(self.gpus) else None
-
-    def has_fault(self, kind: FaultKind) -> Fault | None:
+    def node_fault(self, kind: FaultKind) -> Fault | None:
         """The active fault of a kind that strikes the whole node."""
         return self.faults.get((kind, None))
 

@@ -74,14 +74,14 @@ class PageWriter:
         """The page at a time to which the node has been advanced."""
         blocks = self._blocks(now)
         self._order.shuffle(blocks)
-        garbage = self._node.has_fault(FaultKind.GARBAGE_LINE)
+        garbage = self._node.node_fault(FaultKind.GARBAGE_LINE)
         if garbage:
             _spoil(blocks, int(garbage.parameters["lines"]), self._order)
         return "".join(blocks).encode()
 
     def _blocks(self, now: float) -> list[str]:
         """The blocks of the page; while it is frozen, those of its first moment."""
-        if not self._node.has_fault(FaultKind.FROZEN):
+        if not self._node.node_fault(FaultKind.FROZEN):
             self._frozen = None
             return self._written(now)
         if self._frozen is None:

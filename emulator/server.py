@@ -43,16 +43,16 @@ class Exporters:
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         """A node's page, or what its faults make of it."""
         node = self._fleet.node(request.match_info["node_id"])
-        if node.has_fault(FaultKind.DOWN):
+        if node.node_fault(FaultKind.DOWN):
             return _dropped(request)
-        if node.has_fault(FaultKind.HANG):
+        if node.node_fault(FaultKind.HANG):
             return await self._hang(request)
-        if node.has_fault(FaultKind.HTTP_500):
+        if node.node_fault(FaultKind.HTTP_500):
             return web.Response(status=HTTPStatus.INTERNAL_SERVER_ERROR, text="internal server error\n")
-        if node.has_fault(FaultKind.EMPTY):
+        if node.node_fault(FaultKind.EMPTY):
             return web.Response(body=b"", headers=_PAGE_HEADERS)
         page = self._fleet.page(node.node_id)
-        if node.has_fault(FaultKind.CUT_SHORT):
+        if node.node_fault(FaultKind.CUT_SHORT):
             return await _cut_short(request, page)
         return web.Response(body=page, headers=_PAGE_HEADERS)
 
@@ -66,7 +66,7 @@ class Exporters:
     async def health(self, request: web.Request) -> web.StreamResponse:
         """A node's health check, which says OK whatever the page holds."""
         node = self._fleet.node(request.match_info["node_id"])
-        if node.has_fault(FaultKind.DOWN):
+        if node.node_fault(FaultKind.DOWN):
             return _dropped(request)
         return web.Response(text="OK")
 
