@@ -79,7 +79,9 @@ def _from_problem(problem: Problem) -> Response:
 def _from_http_exception(error: HTTPException) -> Response:
     """What Flask and Werkzeug raise: no such route, a method that is not allowed, a body that is too large."""
     status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
-    response = document(status, error.description or status.description)
+    lost = status is HTTPStatus.NOT_FOUND
+    detail = "there is nothing at this path; / leads to all that there is" if lost else error.description
+    response = document(status, detail or status.description)
     for name, value in error.get_headers(request.environ):
         if name.lower() not in {"content-type", "content-length"}:
             response.headers[name] = value

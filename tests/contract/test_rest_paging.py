@@ -1,0 +1,108 @@
+"""Paging: whatever the page's size, a walk along the Link headers meets every row once and in order."""
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+LISTS = [
+    "/api/v1/nodes",
+    "/api/v1/nodes?datacenter=us-east-1",
+    "/api/v1/nodes/node-1/metrics",
+    "/api/v1/nodes/node-2/metrics",
+    "/api/v1/metrics/latest",
+    "/api/v1/metrics/latest?node=node-2",
+    "/api/v1/alerts",
+    "/api/v1/alerts?status=resolved&severity=warning",
+    "/api/v1/alerts/active",
+]
+
+
+def next_page(response):
+    """The URL that the Link header names, None on the last page."""
+    if "Link" not in response.headers:
+        return None
+    match = re.fullmatch(r'<(http://localhost/[^>]+)>; rel="next"', response.headers["Link"])
+    assert match is not None, response.headers["Link"]
+    return match[1]
+
+
+def walk(client, path, limits):
+    """The pages of a walk, each as large as the next of `limits` says; the last of them stays."""
+    url = f"{path}{'&' if '?' in path else '?'}limit={limits[0]}"
+    limits = limits[1:]
+    while url is not None:
+        response = client.get(url)
+        assert response.status_code == 200, response.text
+        yield response.json
+        url = next_page(response)
+        if url is not None and limits:
+            url = re.sub(r"limit=\d+", f"limit={limits[0]}", url)
+            limits = limits[1:]
+
+
+@pytest.mark.parametrize("path", LISTS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(limits=st.lists(st.integers(1, 12), min_size=1, max_size=8))
+def test_a_walk_with_any_limits_meets_every_row_once_and_in_order(client, path, limits):
+    whole = client.get(path).json
+    assert [row for page in walk(client, path, limits) for row in page] == whole
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_page_that_holds_all_that_is_left_has_no_next_one(client, path):
+    whole = client.get(path).json
+    separator = "&" if "?" in path else "?"
+    assert "Link" not in client.get(f"{path}{separator}limit={len(whole)}").headers
+    assert "Link" in client.get(f"{path}{separator}limit={len(whole) - 1}").headers
+
+
+def test_every_page_but_the_last_is_full(client):
+    sizes = [len(page) for page in walk(client, "/api/v1/alerts", [10])]
+    assert sizes == [10, 10, 10, 10, 3]
+
+
+def test_the_link_is_absolute_and_keeps_the_other_parameters(client):
+    url = next_page(client.get("/api/v1/alerts?status=resolved&node=node-2&since=2026-01-30T00:00:00%2B00:00&limit=2"))
+    asked = parse_qs(urlsplit(url).query)
+    assert asked.pop("cursor")
+    assert asked == {"status": ["resolved"], "node": ["node-2"], "since": ["2026-01-30T00:00:00+00:00"], "limit": ["2"]}
+
+
+def test_the_link_of_a_node_with_an_odd_id_leads_on(client):
+    first = client.get("/api/v1/nodes?limit=5")
+    assert [node["node_id"] for node in client.get(next_page(first)).json] == ["rack 7/ñode?&"]
+
+
+def test_a_link_over_an_odd_path_is_a_url(writing_client, fleet_url):
+    with psycopg.connect(fleet_url) as connection:
+        connection.execute(
+            """
+            WITH placed AS (
+                INSERT INTO placements (node_id, gpu_index, gpu_uuid, since)
+                VALUES ('rack 7/ñode?&', 0, 'GPU-0000', '2026-01-30') RETURNING placement_id, node_id
+            )
+            INSERT INTO gpu_metrics (placement_id, node_id, gpu_index, collected_at)
+            SELECT placement_id, node_id, 0, at
+            FROM placed, generate_series('2026-01-30'::timestamptz, '2026-01-31', '1 hour') at
+            """
+        )
+    path = "/api/v1/nodes/rack%207%2F%C3%B1ode%3F%26/metrics"
+    assert [len(page) for page in walk(writing_client, path, [10])] == [10, 10, 5]
+
+
+def test_rows_that_come_while_someone_pages_do_not_shift_the_older_ones(writing_client, fleet_url):
+    whole = writing_client.get("/api/v1/alerts").json
+    pages = walk(writing_client, "/api/v1/alerts", [7])
+    met = next(pages)
+    with psycopg.connect(fleet_url) as connection:
+        connection.execute(
+            "INSERT INTO alerts (rule, alert_type, node_id, severity, message, status, triggered_at) "
+            "VALUES ('node_silent', 'node_silent', 'node-1', 'critical', 'silent', 'active', '2026-01-31 12:00')"
+        )
+    for page in pages:
+        met += page
+    assert met == whole
