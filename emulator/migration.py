@@ -115,9 +115,11 @@ class Migrations:
 
 
 def _is_free_for(gpu: Gpu, other: Gpu, now: float) -> bool:
-    """Whether another GPU is idle, healthy, and split in the same way."""
+    """Whether another GPU is healthy, split in the same way, and idle wherever this one has a job."""
     alike = [slot.profile for slot in gpu.slots] == [slot.profile for slot in other.slots]
-    return other is not gpu and not other.jobs and other.accepts_jobs(now) and alike
+    if other is gpu or not alike or not other.accepts_jobs(now):
+        return False
+    return all(slot.job is None or there.job is None for slot, there in zip(gpu.slots, other.slots, strict=True))
 
 
 def _coolest(places: Iterable[_Place], now: float) -> _Place | None:

@@ -2,7 +2,9 @@
 
 import pytest
 
+from emulator.chance import stream
 from emulator.faults import FaultKind
+from emulator.jobs import new_job
 from emulator.migration import CannotMigrate, KeyReused, Migrations
 
 OVERHEAT = FaultKind.OVERHEAT
@@ -199,3 +201,19 @@ def test_all_jobs_of_a_split_gpu_move_together(new_fleet):
     assert [workload["pod"] for workload in answer["workloads"]] == pods
     assert [job.workload.pod for job in target.jobs] == pods
     assert source.jobs == []
+
+
+def test_a_job_of_a_split_gpu_takes_the_free_instance_of_its_size_beside_other_jobs(new_fleet):
+    fleet = new_fleet(mig_nodes=2, gpus=2, nodes=2)
+    source, target = fleet.node("node-1").gpus
+    for gpu in (source, target):
+        for slot in gpu.slots:
+            slot.job = None
+    source.slots[1].job = job = new_job(stream(1, "job"), 0.0)
+    target.slots[0].job = new_job(stream(2, "job"), 0.0)
+    Migrations(fleet).migrate("node-1", 0, ("node-1", 1), None)
+    assert target.slots[1].job is job
+    assert target.slots[0].job is not None
+    source.slots[0].job = job
+    with pytest.raises(CannotMigrate, match="the target"):
+        Migrations(fleet).migrate("node-1", 0, ("node-1", 1), None)
