@@ -5,35 +5,18 @@ number; what cannot be ascribed to a GPU is counted by entity in `not_recorded`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 
-from exporter_bridge.layouts import Page
-from gpu_telemetry.records import DropCount
+from xxhash import xxh3_128_digest
 
+from exporter_bridge.judging import UNCONVERTIBLE, measure_of
+from exporter_bridge.layouts import BlockLayout, Page
+from exporter_bridge.plans import Key, Plan, plan_page
+from exporter_bridge.rows import Row, row_of
+from exporter_bridge.writing import Turn, Unbelieved, closing, head, judged, prefix, written
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """What the bridge knows of one turn of one node when it ends.
-
-    `reason` says why it failed (`up` is false) and is None otherwise. `hostname` and `datacenter` are the target's own
-    labels; without a hostname the page's is taken. `drops` counts this node's dropped scrapes since this boot.
-    """
-
-    node_id: str
-    bridge_id: str
-    boot_id: str
-    seq: int
-    collected_at_ms: int
-    interval_ms: int
-    up: bool = True
-    reason: str | None = None
-    hostname: str | None = None
-    datacenter: str | None = None
-    instance: str | None = None
-    duration_ms: float | None = None
-    drops: Mapping[str, DropCount] = field(default_factory=dict)
-    trace: str | None = None
-    removed: bool = False
+__all__ = ["RecordBuilder", "Scrape", "Turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +40,102 @@ class RecordBuilder:
     `changed_at_ms` is when any value of the node's page last changed, None before the first page.
     """
 
+    __slots__ = (
+        "_columns", "_described_by", "_digest", "_gpu_uuids", "_heads", "_hostname", "_keys", "_not_recorded", "_plan",
+        "_shape", "changed_at_ms",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self.changed_at_ms: int | None = None
+        self._shape: object = None
+        self._described_by: tuple[str | None, str | None] = (None, None)
+        self._plan: Plan | None = None
+        self._columns: Mapping[BlockLayout, int] | None = None
+        self._heads: list[bytes] = []
+        self._keys: list[Key] = []
+        self._gpu_uuids: list[str] = []
+        self._hostname: str | None = None
+        self._not_recorded: Mapping[str, int] = {}
+        self._digest = b""
 
     def build(self, page: Page, turn: Turn) -> Scrape:
         """The messages of a turn that brought a page."""
-        raise NotImplementedError
+        if page.shape is not self._shape or self._described_by != (turn.hostname, turn.datacenter) or not self._plan:
+            self._plan_anew(page, turn)
+        assert self._plan is not None
+        plan = self._plan
+        tokens, values = self._in_order(page, plan)
+        text = b"\n".join(tokens)
+        digest = xxh3_128_digest(text)
+        if digest != self._digest:
+            self._digest = digest
+            self.changed_at_ms = turn.collected_at_ms
+        unconvertible = self._unconvertible(page)
+        careful = plan.suspects(tokens, values, text) if page.plain else set(range(len(plan.records)))
+        careful.update(unconvertible)
+        rejected: dict[tuple[str, str], int] = {}
+        start = prefix(turn)
+        messages = []
+        for number, (identity, record) in enumerate(zip(self._heads, plan.records, strict=True)):
+            body = None if number in careful else written(record, tokens, values)
+            if body is None:
+                body = judged(record, tokens, values, unconvertible.get(number, {}), rejected)
+            messages.append(b"".join((start, identity, body)))
+        uuids = list(dict.fromkeys((*self._gpu_uuids, *page.refused_uuids)))
+        messages.append(self._closing(turn, gpu_records=len(messages), gpu_uuids=uuids))
+        return Scrape(turn.node_id, messages, len(messages) - 1, rejected, self._not_recorded)
 
     def failed(self, turn: Turn) -> Scrape:
         """The closing record alone, of a turn without a page (or of a node's removal)."""
-        raise NotImplementedError
+        return Scrape(turn.node_id, [self._closing(turn, gpu_records=0, gpu_uuids=[])], 0, {}, {})
+
+    def _plan_anew(self, page: Page, turn: Turn) -> None:
+        planned = plan_page(page.layouts)
+        self._plan = planned.plan
+        self._columns = planned.columns
+        self._heads = [head(owner, turn) for owner in planned.owners]
+        self._keys = [(owner.gpu_uuid, owner.mig_instance) for owner in planned.owners]
+        self._gpu_uuids = planned.gpu_uuids
+        self._hostname = next((owner.hostname for owner in planned.owners if owner.hostname), None)
+        self._not_recorded = planned.not_recorded
+        self._shape = page.shape
+        self._described_by = (turn.hostname, turn.datacenter)
+        self._digest = b""  # a value that came or went is a change
+
+    def _in_order(self, page: Page, plan: Plan) -> tuple[list[bytes], list[float]]:
+        """The page's tokens and values in the plan's order."""
+        count = len(page.layouts)
+        tokens: list[list[bytes]] = [[]] * count
+        values: list[list[float]] = [[]] * count
+        all_tokens, all_values = page.tokens, page.values
+        if self._columns is None:
+            columns = [plan.columns[layout.family.name] for layout in page.layouts]
+        else:
+            columns = [self._columns[layout] for layout in page.layouts]
+        start = 0
+        for layout, column in zip(page.layouts, columns, strict=True):
+            end = start + len(layout.label_sets)
+            tokens[column] = all_tokens[start:end]
+            values[column] = all_values[start:end]
+            start = end
+        return list(chain.from_iterable(tokens)), list(chain.from_iterable(values))
+
+    def _unconvertible(self, page: Page) -> dict[int, Unbelieved]:
+        """What goes to `rejected` of which record because its text is no number."""
+        found: dict[int, Unbelieved] = {}
+        for name, labels, token in page.bad_values:
+            row = row_of(labels.labels)
+            measure = measure_of(name, "untyped")
+            if isinstance(row, Row) and measure is not None and (row.gpu_uuid, row.mig_instance) in self._keys:
+                record = self._keys.index((row.gpu_uuid, row.mig_instance))
+                found.setdefault(record, {})[measure.name] = {"value": token, "reason": UNCONVERTIBLE}
+        return found
+
+    def _closing(self, turn: Turn, *, gpu_records: int, gpu_uuids: list[str]) -> bytes:
+        return closing(
+            turn,
+            gpu_records=gpu_records,
+            gpu_uuids=gpu_uuids,
+            hostname=self._hostname,
+            changed_at_ms=self.changed_at_ms,
+        )
