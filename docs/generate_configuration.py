@@ -22,23 +22,14 @@ SECTIONS = {
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True)
+    if field.default_factory is not None:
+        return "of the machine"  # the description says which
+    value = field.default
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     if value is None or value == "":
         return "not set"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def _computed(settings: type[Settings], name: str, field: FieldInfo) -> str:
-    """A default that depends on the machine is described, not shown."""
-    extra = field.json_schema_extra
-    described = extra.get("default_text") if isinstance(extra, dict) else None
-    if described:
-        return str(described)
-    if field.default_factory is not None:
-        raise ValueError(f"{settings.variable(name)}: a computed default needs json_schema_extra default_text")
-    return _default(field)
 
 
 def tables() -> str:
@@ -51,7 +42,7 @@ def tables() -> str:
             if isinstance(item, type) and issubclass(item, Settings) and item.__module__ == module
         ]
         rows = [
-            f"| `{settings.variable(name)}` | {_computed(settings, name, field)} | {field.description} |"
+            f"| `{settings.variable(name)}` | {_default(field)} | {field.description} |"
             for settings in classes
             for name, field in settings.model_fields.items()
         ]
