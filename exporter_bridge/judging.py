@@ -56,15 +56,20 @@ class Measure:
         return self.field is not None and self.field.type is ValueType.INTEGER
 
     @property
+    def divisor(self) -> float:
+        """DCGM's number divided by this is ours: 1234 mJ / 1000 is 1.234 J, which 1234 x 0.001 is not."""
+        return 1 / self.field.multiply_by if self.field else 1
+
+    @property
     def surely_good_up_to(self) -> float:
         """From 0 to this, in DCGM's unit, a value is in range; sentinels apart if it lies above the least of them."""
         if self.field is None:
             return float("inf")
         if self.field.high >= LARGEST_EXACT_INTEGER and self.integer:
             return LARGEST_EXACT_INTEGER - 1.0  # a float cannot tell the largest from what rounds to it
-        if self.field.multiply_by == 1:
+        if self.divisor == 1:
             return self.field.high
-        return nextafter(self.field.high / self.field.multiply_by, 0)
+        return nextafter(self.field.high * self.divisor, 0)
 
     def judge(self, token: str, value: float) -> tuple[float | None, str | None]:
         """The value in a record's unit and None, or None and the reason for which it is not believed."""
@@ -75,7 +80,7 @@ class Measure:
         field = self.field
         if field is None:
             return value, None
-        number: float = value if field.multiply_by == 1 else value * field.multiply_by
+        number = value / self.divisor
         if self.integer:
             if not value.is_integer():
                 return None, NOT_INTEGER

@@ -67,7 +67,7 @@ class RecordPlan:
     """One record: its cells, and how its JSON is written when all of them are good.
 
     The JSON is `parts` with a value's text in every second place: those that `pick` gives, then the values of `scaled`
-    (position, factor), then memory_used_percent if there is `used`, then memory_total_mib if it must be `summed`.
+    (position, divisor), then memory_used_percent if there is `used`, then memory_total_mib if it must be `summed`.
     """
 
     __slots__ = ("cells", "free", "parts", "pick", "scaled", "summed", "used")
@@ -79,7 +79,7 @@ class RecordPlan:
         scaled = [cell for cell in ours.values() if FIELD_BY_NAME[cell.measure.name].multiply_by != 1]
         others = [cell for cell in cells if cell.measure.field is None]
         self.pick = picker([cell.position for cell in (*direct, *others)])
-        self.scaled = tuple((cell.position, FIELD_BY_NAME[cell.measure.name].multiply_by) for cell in scaled)
+        self.scaled = tuple((cell.position, cell.measure.divisor) for cell in scaled)
         used, free = ours.get("memory_used_mib"), ours.get("memory_free_mib")
         self.used = self.free = None
         self.summed: tuple[int, ...] = ()

@@ -6,7 +6,6 @@ number; what cannot be ascribed to a GPU is counted by entity in `not_recorded`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 from xxhash import xxh3_128_digest
 
@@ -104,21 +103,23 @@ class RecordBuilder:
 
     def _in_order(self, page: Page, plan: Plan) -> tuple[list[bytes], list[float]]:
         """The page's tokens and values in the plan's order."""
-        count = len(page.layouts)
-        tokens: list[list[bytes]] = [[]] * count
-        values: list[list[float]] = [[]] * count
-        all_tokens, all_values = page.tokens, page.values
         if self._columns is None:
             columns = [plan.columns[layout.family.name] for layout in page.layouts]
         else:
             columns = [self._columns[layout] for layout in page.layouts]
+        spans = [slice(0)] * len(columns)
         start = 0
-        for layout, column in zip(page.layouts, columns, strict=True):
+        for column, layout in zip(columns, page.layouts, strict=True):
             end = start + len(layout.label_sets)
-            tokens[column] = all_tokens[start:end]
-            values[column] = all_values[start:end]
+            spans[column] = slice(start, end)
             start = end
-        return list(chain.from_iterable(tokens)), list(chain.from_iterable(values))
+        page_tokens, page_values = page.tokens, page.values
+        tokens: list[bytes] = []
+        values: list[float] = []
+        for span in spans:
+            tokens += page_tokens[span]
+            values += page_values[span]
+        return tokens, values
 
     def _unconvertible(self, page: Page) -> dict[int, Unbelieved]:
         """What goes to `rejected` of which record because its text is no number."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -78,7 +79,7 @@ def written(record: RecordPlan, tokens: Sequence[bytes], values: Sequence[float]
     parts = record.parts.copy()
     texts = record.pick(tokens)
     if record.scaled:
-        texts += tuple([b"%r" % (values[position] * factor) for position, factor in record.scaled])
+        texts += tuple([b"%r" % (values[position] / divisor) for position, divisor in record.scaled])
     if record.used is not None and record.free is not None:
         used, free = values[record.used], values[record.free]
         if not used + free:
@@ -145,7 +146,7 @@ def closing(
     turn: Turn, *, gpu_records: int, gpu_uuids: list[str], hostname: str | None, changed_at_ms: int | None
 ) -> bytes:
     """The record that closes a turn; `hostname` is the page's, for a target that has none of its own."""
-    record = {
+    record: dict[str, Any] = {
         "kind": "scrape",
         "schema_version": SCHEMA_VERSION,
         "node_id": turn.node_id,
@@ -156,19 +157,31 @@ def closing(
         "up": turn.up,
         "gpu_records": gpu_records,
         "interval_ms": turn.interval_ms,
-        "hostname": turn.hostname or hostname,
-        "datacenter": turn.datacenter,
-        "instance": turn.instance,
-        "reason": turn.reason,
-        "gpu_uuids": gpu_uuids or None,
-        "duration_ms": turn.duration_ms,
-        "changed_at": None if changed_at_ms is None else _rfc3339(changed_at_ms),
-        "drops": dict(turn.drops) or None,
-        "trace": turn.trace,
-        "removed": turn.removed or None,
     }
-    return _encode({name: value for name, value in record.items() if value is not None})
+    if changed_at_ms is not None:
+        record["changed_at"] = _rfc3339(changed_at_ms)
+    if turn.duration_ms is not None:
+        record["duration_ms"] = turn.duration_ms
+    optional = (
+        ("hostname", turn.hostname or hostname),
+        ("datacenter", turn.datacenter),
+        ("instance", turn.instance),
+        ("reason", turn.reason),
+        ("gpu_uuids", gpu_uuids),
+        ("drops", dict(turn.drops)),
+        ("trace", turn.trace),
+        ("removed", turn.removed),
+    )
+    record.update((name, value) for name, value in optional if value)
+    return _encode(record)
 
 
 def _rfc3339(milliseconds: int) -> str:
-    return rfc3339(from_milliseconds(milliseconds))
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{_to_the_second(seconds)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=128)
+def _to_the_second(seconds: int) -> str:
+    # All nodes of a fleet are scraped within the same few seconds.
+    return rfc3339(from_milliseconds(seconds * 1000)).partition(".")[0]
