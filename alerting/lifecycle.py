@@ -61,11 +61,11 @@ class Lifecycle:
         **values: Any,  # noqa: ANN401 - the fields of Alert, checked by its constructor
     ) -> Alert:
         """An alert begins; what stood at its key (pending or muted) makes way."""
-        earlier = state.alerts.get(key)
-        if earlier is not None:
-            if earlier.phase == "muted" and at <= earlier.started_at:
-                at = earlier.started_at + _SMALLEST_STEP  # a start identifies a firing
-            state.drop(earlier)
+        if key in state.alerts:
+            state.drop(state.alerts[key])
+        taken = state.recent_starts.get(key)
+        if taken is not None and at <= taken:
+            at = taken + _SMALLEST_STEP
         alert = Alert(key, self.rule.kind, "firing", at, severity, message, **values)
         state.put(alert)
         out.append(_transition("fired", alert, at, actions=self._decisions["fired", severity], details=details))

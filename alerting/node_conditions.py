@@ -134,19 +134,15 @@ class NodeSilent:
         if key in state.alerts:
             return False
         wait = timedelta(milliseconds=SILENT_INTERVALS * record.interval_ms)
-        at = record.last_collected_at + wait
-        if at <= state.silent_until:
-            at = state.silent_until + wait  # a second silence after one record: a start identifies a firing
-        message = self.rule.message.format(node_id=state.node_id, seconds=(at - state.clock).total_seconds())
-        self.lifecycle.fire(state, key, at, self.rule.severity, message, out)
+        message = self.rule.message.format(node_id=state.node_id, seconds=wait.total_seconds())
+        self.lifecycle.fire(state, key, record.last_collected_at + wait, self.rule.severity, message, out)
         return True
 
     def end(self, state: NodeState, at: datetime, out: list[Transition]) -> None:
         """The node was heard at `at`: end at the later of then and the start."""
         alert = state.alerts.get(self.lifecycle.key(state))
         if alert is not None:
-            state.silent_until = max(at, alert.started_at)
-            self.lifecycle.resolve(state, alert, state.silent_until, "cleared", out)
+            self.lifecycle.resolve(state, alert, max(at, alert.started_at), "cleared", out)
 
 
 def note_bridge(state: NodeState, record: ScrapeRecord) -> datetime:

@@ -107,7 +107,8 @@ class NodeState(msgspec.Struct, omit_defaults=True):
     energy_at: datetime = LONG_AGO
     moved_at: datetime = LONG_AGO
     still: bool = False
-    silent_until: datetime = LONG_AGO
+    # Starts, not before the clock, of firings that are over: a start identifies a firing and is not used again.
+    recent_starts: dict[AlertKey, datetime] = {}
     # No later than this the node's next record needs a look at all its alerts.
     next_deadline: datetime = NEVER
     # Alerts of rules that are no more: they end at the next record.
@@ -122,6 +123,9 @@ class NodeState(msgspec.Struct, omit_defaults=True):
     def drop(self, alert: Alert) -> None:
         """Let an alert come to rest."""
         del self.alerts[alert.key]
+        if alert.phase != "pending" and alert.started_at >= self.clock:
+            self.recent_starts = {key: at for key, at in self.recent_starts.items() if at >= self.clock}
+            self.recent_starts[alert.key] = alert.started_at
         self._count(alert.key, -1)
         self.changed()
 

@@ -14,6 +14,7 @@ import msgspec
 
 from alerting.gpu_events import XID_COUNTS, xid_counts
 from alerting.node_state import LONG_AGO, Alert, Bridge, Gpu, NodeState, Readings
+from alerting.transitions import AlertKey
 from gpu_telemetry.records import GpuRecord, ScrapeRecord
 
 _VERSION: Final = 1
@@ -37,7 +38,7 @@ class Saved(msgspec.Struct, omit_defaults=True):
     energy_at: datetime = LONG_AGO
     moved_at: datetime = LONG_AGO
     still: bool = False
-    silent_until: datetime = LONG_AGO
+    recent_starts: list[tuple[AlertKey, datetime]] = []
 
 
 _COPIED: Final = (
@@ -51,7 +52,6 @@ _COPIED: Final = (
     "energy_at",
     "moved_at",
     "still",
-    "silent_until",
 )
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Saved)
@@ -73,6 +73,7 @@ class Vault:
             counters=self._counters,
             gpus=list(state.gpus.values()),
             alerts=list(state.alerts.values()),
+            recent_starts=list(state.recent_starts.items()),
             **{name: getattr(state, name) for name in _COPIED},
         )
         return _encoder.encode(saved)
@@ -118,6 +119,7 @@ class Vault:
             names, wanted = (*found.counters, "xid_code"), (*self._counters, "xid_code")
             gpu.steady = _reordered(gpu.steady, names, wanted)
             state.gpus[gpu.uuid] = gpu
+        state.recent_starts = dict(found.recent_starts)
         state.alerts = {alert.key: alert for alert in found.alerts}
         state.orphans = any(self._kinds.get(key.rule) != alert.kind for key, alert in state.alerts.items())
 
