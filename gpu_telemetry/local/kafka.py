@@ -135,6 +135,12 @@ class KafkaServer:
         if process is not None:
             process.stop(deadline_seconds)
 
+    def kill(self) -> None:
+        """End it at once, in no orderly way; `stop` is still to be called."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def _format(self, java: str, class_path: str) -> None:
         # A base64 UUID, as Kafka's own random-uuid gives; one that begins with a dash would read as a flag.
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")

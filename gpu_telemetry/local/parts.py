@@ -39,6 +39,9 @@ class Part(Protocol):
     def stop(self, deadline_seconds: float) -> None:
         """End it: politely until the deadline, then for certain. Nothing happens if it does not run."""
 
+    def kill(self) -> None:
+        """End it at once, in no orderly way; `stop` is still to be called."""
+
 
 class Service:
     """One of our own services, or any server that listens on a port of loopback."""
@@ -79,6 +82,12 @@ class Service:
         process, self._process = self._process, None
         if process is not None:
             process.stop(deadline_seconds)
+
+    def kill(self) -> None:
+        """End it at once, in no orderly way; `stop` is still to be called."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def _listens(self) -> bool:
         try:
@@ -121,3 +130,9 @@ class Task:
         process, self._process = self._process, None
         if process is not None:
             process.stop(deadline_seconds)
+
+    def kill(self) -> None:
+        """End it at once, in no orderly way; `stop` is still to be called."""
+        process = self._process
+        if process is not None:
+            process.kill()

@@ -124,6 +124,12 @@ class PostgresServer:
         if process is not None:
             process.stop(deadline_seconds)
 
+    def kill(self) -> None:
+        """End it at once, in no orderly way; `stop` is still to be called."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def _create(self, binaries: Path, prefix: list[str]) -> None:
         # Made under another name first, so that a creation cut short is never taken for a database.
         partial = self.directory / "data.partial"

@@ -144,6 +144,10 @@ class ServerProcess:
         guard().forget(self.pid)
         return orderly
 
+    def kill(self) -> None:
+        """End it at once, in no orderly way; `stop` is still to be called."""
+        self._signal(signal.SIGKILL)
+
     def _ended_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while self.exit_status() is None:

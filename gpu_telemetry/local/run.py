@@ -52,6 +52,7 @@ class Run:
         self._stopping = threading.Event()
         self._snapshot = Snapshot()
         self._rates = Rates()
+        self._supervisor: Supervisor | None = None
         self._started_at = rfc3339(datetime.now(UTC))
 
     def run(self) -> int:
@@ -95,7 +96,7 @@ class Run:
             self._print(Event(Level.NOTICE, note))
         if self._options.kafka is None and not cached():
             self._print(Event(Level.PROGRESS, f"Apache Kafka {KAFKA_VERSION} is downloaded once (45 MB) ..."))
-        supervisor = Supervisor(stack.plan(), self._events.put)
+        supervisor = self._supervisor = Supervisor(stack.plan(), self._events.put)
         observer = threading.Thread(target=self._observe, args=(stack,), name="observer", daemon=True)
         began = time.monotonic()
         supervisor.start()
@@ -205,9 +206,11 @@ class Run:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM set a flag; everything else is done in order by who looks at it."""
+        """SIGINT and SIGTERM set a flag, and all ends in order; a second one ends it at once."""
 
         def stop(_number: int, _frame: FrameType | None) -> None:
+            if self._stopping.is_set() and self._supervisor is not None:
+                self._supervisor.hurry()  # asked a second time
             self._stopping.set()
 
         watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

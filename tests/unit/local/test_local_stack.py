@@ -1,0 +1,124 @@
+"""What the parts of the stack are told, and what is told of them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from gpu_telemetry.local.directory import DataDirectory, Rates
+from gpu_telemetry.local.ports import Ports
+from gpu_telemetry.local.stack import Options, Stack, prometheus_configuration, without_password
+
+URL = "postgresql://telemetry:hush-hush@db.example:6543/gpu_telemetry?sslmode=require"
+
+
+@pytest.fixture
+def stack(tmp_path):
+    def _stack(**options):
+        return Stack(Options(data=tmp_path, port_offset=22000, **options), DataDirectory(tmp_path))
+
+    return _stack
+
+
+@pytest.fixture
+def elsewhere(stack):
+    """A stack whose servers are already there."""
+    return lambda **options: stack(kafka="broker:9092", database=SecretStr(URL), **options)
+
+
+def test_services_are_told_where_everything_is(elsewhere):
+    told = elsewhere(interval_seconds=5).environment()
+    assert told["DATABASE_URL"] == URL
+    assert told["KAFKA_BOOTSTRAP_SERVERS"] == "broker:9092"
+    assert told["BRIDGE_LISTEN"] == "127.0.0.1:31500"
+    assert told["BRIDGE_INTERVAL_SECONDS"] == "5"
+    assert told["BRIDGE_HTTP_SD_URL"] == "http://127.0.0.1:31400/sd"
+    assert told["ALERTING_LISTEN"] == "127.0.0.1:31501"
+    assert told["API_LISTEN"] == "127.0.0.1:30080"
+    assert told["EMULATOR_LISTEN"] == "127.0.0.1:31400"
+
+
+def test_actions_are_carried_out_in_the_demo_alone(elsewhere):
+    assert elsewhere(demo=True).environment()["ALERTING_ACTIONS_DRY_RUN"] == "false"
+    assert elsewhere(demo=True).environment()["ALERTING_MIGRATION_URL"] == "http://127.0.0.1:31400/control/migrate"
+    assert "ALERTING_ACTIONS_DRY_RUN" not in elsewhere().environment()
+
+
+def test_real_exporters_take_the_place_of_the_emulated_fleet(elsewhere, tmp_path, monkeypatch):
+    monkeypatch.setenv("BRIDGE_HTTP_SD_URL", "http://left.over/sd")
+    stack = elsewhere(targets=tmp_path / "targets.yml", prometheus=False)
+    assert stack.environment()["BRIDGE_TARGETS_FILE"] == str(tmp_path / "targets.yml")
+    assert "BRIDGE_HTTP_SD_URL" not in stack.environment()
+    assert "emulator" not in stack.urls
+    assert "Emulator" not in [part.name for part in stack.plan()]
+
+
+def test_settings_of_the_user_pass_to_the_services(elsewhere, monkeypatch):
+    monkeypatch.setenv("EMULATOR_NODES", "4")
+    monkeypatch.setenv("BRIDGE_FLUSH_SECONDS", "9")
+    told = elsewhere().environment()
+    assert told["EMULATOR_NODES"] == "4"
+    assert told["BRIDGE_FLUSH_SECONDS"] == "9"
+
+
+def test_servers_that_are_there_are_not_started_and_the_rest_starts_in_order(elsewhere, stack):
+    services = ["Emulator", "Alert engine", "Exporter bridge", "API"]
+    tasks = ["Database schema", "Kafka topics"]
+    assert [part.name for part in elsewhere(prometheus=False).plan()] == [*tasks, *services]
+    own = [part.name for part in stack(prometheus=False).plan()]
+    assert own == ["PostgreSQL", "Apache Kafka", *tasks, *services]
+
+
+def test_no_secret_stands_in_a_command_line_a_repr_or_the_state(elsewhere):
+    stack = elsewhere(prometheus=False)
+    commands = [part._command for part in stack.plan()]
+    state = stack.state("2026-01-31T12:00:00.000Z", [], Rates())
+    assert "hush-hush" not in f"{commands} {state} {stack.options} {stack.urls}"
+    assert state.database == "postgresql://telemetry@db.example:6543/gpu_telemetry"
+    assert commands[0] == [sys.executable, "-P", "-m", "gpu_telemetry.cli", "db", "upgrade"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h/d", "postgresql://u@h/d"),
+        ("postgresql:///d?password=p", "postgresql:///d"),
+        ("host=h password=p", "the given connection string"),
+    ],
+)
+def test_a_database_is_shown_without_its_password(url, shown):
+    assert without_password(url) == shown
+
+
+def test_prometheus_scrapes_every_service_and_keeps_the_fleets_own_labels():
+    jobs = {job["job_name"]: job for job in prometheus_configuration(Ports(), 5)["scrape_configs"]}
+    assert {name: job["static_configs"][0]["targets"] for name, job in jobs.items()} == {
+        "bridge": ["127.0.0.1:9500"],
+        "alert-engine": ["127.0.0.1:9501"],
+        "api": ["127.0.0.1:8080"],
+        "gpu-fleet": ["127.0.0.1:9500"],
+    }
+    assert jobs["gpu-fleet"]["metrics_path"] == "/fleet/metrics"
+    assert jobs["gpu-fleet"]["honor_labels"] is True
+
+
+def test_where_prometheus_is_missing_the_stack_says_so_and_goes_without(elsewhere, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    stack = elsewhere()
+    assert stack.notes == ["Prometheus is not on the PATH: the stack runs without it"]
+    assert "prometheus" not in stack.urls
+
+
+def test_prometheus_is_configured_in_the_data_directory(elsewhere, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "prometheus"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    stack = elsewhere(interval_seconds=5)
+    part = stack.plan()[-1]
+    assert part._command[0] == str(program)
+    written = yaml.safe_load(Path(tmp_path / "prometheus" / "prometheus.yml").read_text())
+    assert written["global"]["scrape_interval"] == "5s"
