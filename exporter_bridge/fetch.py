@@ -190,7 +190,7 @@ class Fetcher:
         easy.setopt(pycurl.NOSIGNAL, 1)
         easy.setopt(pycurl.USERAGENT, _USER_AGENT)
         easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        easy.setopt(pycurl.HTTPHEADER, ["Accept: text/plain;version=0.0.4,*/*;q=0.5"])
+        headers = ["Accept: text/plain;version=0.0.4,*/*;q=0.5"]
         # A scrape goes straight to the exporter, whatever proxy the environment names.
         easy.setopt(pycurl.PROXY, "")
         easy.setopt(pycurl.BUFFERSIZE, _RECEIVE_BUFFER_BYTES)
@@ -209,8 +209,8 @@ class Fetcher:
             easy.setopt(pycurl.USERNAME, access.username)
             easy.setopt(pycurl.PASSWORD, read_secret(access.password_file))
         if access.bearer_token_file is not None:
-            easy.setopt(pycurl.HTTPAUTH, pycurl.HTTPAUTH_BEARER)
-            easy.setopt(pycurl.XOAUTH2_BEARER, read_secret(access.bearer_token_file))
+            headers.append(f"Authorization: Bearer {read_secret(access.bearer_token_file)}")
+        easy.setopt(pycurl.HTTPHEADER, headers)
 
     @staticmethod
     def _address(easy: pycurl.Curl, url: str, access: Access) -> None:

@@ -47,12 +47,6 @@ class Node:
         self.reason: str | None = None
         self.refusing = False
 
-    def retarget(self, target: Target) -> None:
-        """Take another target, or other labels, for the same node."""
-        if target != self.target:
-            self.builder = RecordBuilder()
-        self.target = target
-
     def end_turn(
         self,
         now_ms: int,

@@ -286,14 +286,14 @@ class Publisher:
             # `_IN_FLIGHT_*` bound what it holds; its own bounds must never be met.
             queue_buffering_max_messages=10 * _IN_FLIGHT_MESSAGES,
             queue_buffering_max_kbytes=2**31 // 1024 - 1,
-            # `error_cb` tells of connections, and we say it once.
             log_connection_close=False,
-            log_level=2,
             client_id="gpu-telemetry-bridge",
         )
         # Ours in any case: losses are counted from them.
         configuration["delivery.report.only.error"] = True
         configuration["error_cb"] = self._client_error
+        # `error_cb` tells of connections, and we say it once; the client's own lines repeat it.
+        configuration["log_level"] = 2
         return Producer(configuration, logger=_log)
 
     def _client_error(self, error: KafkaError) -> None:

@@ -4,7 +4,6 @@ A sample's own labels stay. Where the page has a label that the node brings too 
 a further label of its target), the page's becomes `exported_NAME`, as when Prometheus scrapes the exporter itself.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -16,7 +15,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Text is handed over in pieces of about this many characters, a few milliseconds' work each.
 _SLICE_CHARACTERS: Final = 128 * 1024
 # Pages whose numbers are taken apart in one slice.
-_SLICE_PAGES: Final = 50
+_SLICE_PAGES: Final = 10
 _UP: Final = Family("gpu_exporter_up", "gauge", "Whether the exporter's last scrape succeeded and is recent.")
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
@@ -124,41 +123,29 @@ def _heading(family: Family) -> str:
 class _LabelsInFull(dict[LabelSet, str]):
     """The text of a node's label sets with the node's own labels added."""
 
-    __slots__ = ("_collision", "_node_labels")
+    __slots__ = ("_names", "_node_labels")
 
     def __init__(self, target: Target) -> None:
-        names = "|".join(("node_id", "instance", "datacenter", *(name for name, _ in target.labels)))
+        self._names = ("node_id", "instance", "datacenter", *[name for name, _ in target.labels])
         self._node_labels = _node_labels(target)
-        self._collision = _collision(names)
 
     def __missing__(self, label_set: LabelSet) -> str:
         text = label_set.text.strip(" \t").removesuffix(",")
-        # A quoted value may look like a label, so the cheap search only says where to look closely.
-        if text and self._collision.search(text):
-            text = ",".join(
-                f"{self._renamed(name, label_set)}={_quoted(value)}" for name, value in label_set.labels.items()
-            )
+        for name in self._names:
+            # A value may hold the word too, so the cheap search only says where to look closely.
+            if name in text:
+                labels = label_set.labels
+                renamed = {label: self._renamed(label, labels) for label in labels}
+                text = ",".join(f"{renamed[label]}={_quoted(value)}" for label, value in labels.items())
+                break
         full = self[label_set] = f"{text},{self._node_labels}" if text else self._node_labels
         return full
 
-    def _renamed(self, name: str, label_set: LabelSet) -> str:
+    def _renamed(self, name: str, labels: Mapping[str, str]) -> str:
         renamed = name
-        while self._collision.fullmatch(f"{renamed}=") or (renamed != name and renamed in label_set.labels):
+        while renamed in self._names or (renamed != name and renamed in labels):
             renamed = f"exported_{renamed}"
         return renamed
-
-
-_collisions: dict[str, re.Pattern[str]] = {}
-
-
-def _collision(names: str) -> re.Pattern[str]:
-    """What finds a label of one of these names; few different ones are in use."""
-    pattern = _collisions.get(names)
-    if pattern is None:
-        if len(_collisions) > 1000:  # noqa: PLR2004 - far more kinds of target than a fleet has
-            _collisions.clear()
-        pattern = _collisions[names] = re.compile(rf"\b(?:{names})[ \t]*=")
-    return pattern
 
 
 def _node_labels(target: Target) -> str:

@@ -100,7 +100,7 @@ class Scraper:
                 if known is None:
                     known = Node(target, self.exposition.parser(), self._boot_id, self._publisher.admit(node_id))
                 self._nodes[node_id] = known
-            known.retarget(target)
+            known.target = target
         interval = self._settings.interval_seconds
         self._timetable.set({node_id: offset_of(node_id, interval) for node_id in targets})
         if self._timer is not None:
@@ -209,8 +209,11 @@ class Scraper:
     def _read_on(self) -> None:
         """Read on in the pages that are new, for one slice of time."""
         deadline = time.perf_counter() + _SLICE_SECONDS
-        while self._reading and self._read(self._reading[0], deadline):
-            self._reading.popleft()
+        while self._reading:
+            reading = self._reading.popleft()
+            if not self._read(reading, deadline):
+                self._reading.appendleft(reading)
+                break
         self._slice = self._loop.call_soon(self._read_on) if self._reading else None
 
     def _read(self, reading: Reading, deadline: float) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -130,12 +131,14 @@ class BridgeServer:
         Without compression, asked for or not: on the wire it saves what it would cost many times over in CPU here.
         """
         response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
-        await response.prepare(request)
-        for text in slices:
-            if text:
-                await response.write(text.encode())
-            await asyncio.sleep(0)
-        await response.write_eof()
+        # A reader that goes away in the middle is its own affair.
+        with suppress(ConnectionResetError):
+            await response.prepare(request)
+            for text in slices:
+                if text:
+                    await response.write(text.encode())
+                await asyncio.sleep(0)
+            await response.write_eof()
         return response
 
 

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Awaitable, Mapping
 from typing import Final
 
+from confluent_kafka import KafkaException
+
 from exporter_bridge.discovery import Discovery, FileSource, HttpSource, Reading, Source
 from exporter_bridge.fetch import Fetcher
 from exporter_bridge.membership import Membership
@@ -41,9 +43,12 @@ class Bridge:
         in_flight = min(settings.max_in_flight or connections, connections - kept)
         self.metrics = BridgeMetrics(settings.id)
         self._fetcher = Fetcher(loop, body_limit_bytes=settings.body_limit_bytes, kept_connections=kept)
-        self.publisher = Publisher(
-            kafka, self.metrics, queue_scrapes=settings.queue_scrapes, queue_bytes=settings.queue_bytes
-        )
+        try:
+            self.publisher = Publisher(
+                kafka, self.metrics, queue_scrapes=settings.queue_scrapes, queue_bytes=settings.queue_bytes
+            )
+        except KafkaException as error:
+            raise SettingsError(f"{KafkaSettings.OPTION_PREFIX}*: {error.args[0].str()}") from None
         self.scraper = Scraper(
             settings,
             fetcher=self._fetcher,
