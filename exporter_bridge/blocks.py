@@ -149,7 +149,8 @@ class BlockReader:
 def line_by_line(text: bytes) -> Iterable[tuple[list[tuple[bytes, bytes]], list[bytes]]]:
     """The blocks of a text: for each the kinds and heads of its lines, and the tokens of those that are no comments.
 
-    A block begins where metadata follows samples. Blank lines and plain comments are passed over.
+    A block begins where metadata follows samples or metadata of another family. Blank lines and plain comments are
+    passed over, and so is the metadata of a family without samples.
     """
     entries: list[tuple[bytes, bytes]] = []
     tokens: list[bytes] = []
@@ -160,11 +161,16 @@ def line_by_line(text: bytes) -> Iterable[tuple[list[tuple[bytes, bytes]], list[
         if kind == lines.COMMENT:
             if not lines.is_metadata(head):
                 continue
-            if tokens:
-                yield entries, tokens
+            if entries and (tokens or lines.subject(entries[-1][1]) != lines.subject(head)):
+                if _says_anything(entries, tokens):
+                    yield entries, tokens
                 entries, tokens = [], []
         else:
             tokens.append(token)
         entries.append((kind, head))
-    if entries:
+    if _says_anything(entries, tokens):
         yield entries, tokens
+
+
+def _says_anything(entries: Sequence[tuple[bytes, bytes]], tokens: Sequence[bytes]) -> bool:
+    return bool(tokens) or any(lines.subject(head) is None for _, head in entries)

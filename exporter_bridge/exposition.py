@@ -27,8 +27,7 @@ _LINE_BY_LINE: Final = 2**63  # in the seed of a hash: what was split line by li
 _LONGEST_BAD_TOKEN: Final = 64
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
-# What is remembered of a block; None when its lines must be split one by one at every scrape.
-_Known = BlockLayout | PatchyBlock | None
+_Known = BlockLayout | PatchyBlock  # what is remembered of a block
 
 
 class Exposition:
@@ -108,39 +107,39 @@ class PageParser:
         repeated = False
         reader = BlockReader(self._exposition, self._layouts())
         for block in split.blocks():
+            known, entries = None, None
             if block.values is not None:
                 repeated |= block.digest in used
-                if not self._recall(block.digest, used):
-                    used[block.digest] = self._lay_out(reader, reader.regular_entries(block.metadata, block.heads))
+                known = self._recall(block.digest, used)
+                if known is None and (entries := reader.regular_entries(block.metadata, block.heads)) is not None:
+                    known = used[block.digest] = self._lay_out(reader, entries)
                     yield
-                found = used[block.digest]
-                if found is not None:
-                    draft.add(found, block.tokens, block.values)
-                    continue
+            if known is not None:
+                draft.add(known, block.tokens, block.values)
+                continue
             for entries, tokens in line_by_line(block.text()):
-                digest = xxh3_128_digest(
-                    b"\n".join([kind + head for kind, head in entries]), _LINE_BY_LINE + len(entries)
-                )
+                heads = b"\n".join([kind + head for kind, head in entries])
+                digest = xxh3_128_digest(heads, _LINE_BY_LINE + len(entries))
                 repeated |= digest in used
-                if not self._recall(digest, used):
-                    used[digest] = self._lay_out(reader, entries)
+                known = self._recall(digest, used)
+                if known is None:
+                    known = used[digest] = self._lay_out(reader, entries)
                     yield
-                draft.add(used[digest], tokens, None)
+                draft.add(known, tokens, None)
         self._remember(used, reader, repeated=repeated)
         if self._overlapping:
             draft.drop_duplicates(reader)
         return draft.page(object() if self._overlapping else self._shape)
 
-    def _recall(self, digest: bytes, used: dict[bytes, _Known]) -> bool:
-        for known in (used, self._known, self._known_before):
-            if digest in known:
-                used[digest] = known[digest]
-                return True
-        return False
+    def _recall(self, digest: bytes, used: dict[bytes, _Known]) -> _Known | None:
+        found = used.get(digest) or self._known.get(digest) or self._known_before.get(digest)
+        if found is not None:
+            used[digest] = found
+        return found
 
-    def _lay_out(self, reader: BlockReader, entries: Sequence[tuple[bytes, bytes]] | None) -> _Known:
+    def _lay_out(self, reader: BlockReader, entries: Sequence[tuple[bytes, bytes]]) -> _Known:
         self._exposition.blocks_laid_out += 1
-        return None if entries is None else reader.lay_out(entries)
+        return reader.lay_out(entries)
 
     def _layouts(self) -> Iterator[BlockLayout]:
         return _layouts_of(chain(self._known_before.values(), self._known.values()))
@@ -185,7 +184,7 @@ class _Draft:
             tokens = [tokens[position] for position in found.kept]
             values = None if values is None else [values[position] for position in found.kept]
             self.layouts.extend(found.layouts)
-        elif found is not None:
+        else:
             self.layouts.append(found)
         self.tokens.extend(tokens)
         if values is None:
@@ -237,7 +236,7 @@ def _layouts_of(known: Iterable[_Known]) -> Iterator[BlockLayout]:
     for found in known:
         if isinstance(found, PatchyBlock):
             yield from found.layouts
-        elif found is not None:
+        else:
             yield found
 
 

@@ -172,6 +172,12 @@ def is_metadata(comment: bytes) -> bool:
     return _KEYWORD.match(comment) is not None
 
 
+def subject(comment: bytes) -> bytes | None:
+    """The family that a HELP or TYPE line is about; None if it is neither, or no good one."""
+    match = _METADATA.fullmatch(comment)
+    return match.group(2) if match else None
+
+
 def example(reason: str, line: bytes) -> str:
     """A refused line as a log shows it."""
     shown = line[:_LONGEST_EXAMPLE].decode(errors="backslashreplace")

@@ -55,9 +55,10 @@ class SplitPage:
 
     def blocks(self) -> Iterator["SplitBlock"]:
         """The page's blocks, in its order."""
-        for metadata, start, end in zip(self._metadata, self._starts, self._ends, strict=True):
-            rest = self.rest if end == len(self.tokens) else b""
-            yield SplitBlock(metadata, self._heads[start:end], self.tokens[start:end], rest)
+        last = len(self._starts) - 1
+        for number, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
+            rest = self.rest if number == last else b""
+            yield SplitBlock(self._metadata[number], self._heads[start:end], self.tokens[start:end], rest)
 
 
 class SplitBlock:
