@@ -163,9 +163,9 @@ def end_orphan(state: NodeState, alert: Alert, at: datetime, out: list[Transitio
     """End an alert whose rule is no more; with the rule, its actions are gone."""
     state.drop(alert)
     if alert.phase == "firing":
-        out.append(_transition("resolved", alert, max(at, alert.started_at), reason="rule_removed"))
+        out.append(_transition("resolved", alert, at, reason="rule_removed"))
     elif alert.phase == "pending":
-        out.append(_transition("cancelled", alert, max(at, alert.started_at)))
+        out.append(_transition("cancelled", alert, at))
 
 
 def _decisions(rule: Rule, kind: TransitionKind, severity: Severity) -> tuple[ActionType, ...]:
@@ -186,7 +186,8 @@ def _transition(
     return Transition(
         key=alert.key,
         kind=kind,
-        at=at,
+        # By hand it can end before it began: a person's clock is the wall's.
+        at=at if reason == "manual" else max(at, alert.started_at),
         started_at=alert.started_at,
         severity=alert.severity,
         message=alert.message,

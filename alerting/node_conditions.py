@@ -142,7 +142,7 @@ class NodeSilent:
         """The node was heard at `at`: end at the later of then and the start."""
         alert = state.alerts.get(self.lifecycle.key(state))
         if alert is not None:
-            self.lifecycle.resolve(state, alert, max(at, alert.started_at), "cleared", out)
+            self.lifecycle.resolve(state, alert, at, "cleared", out)
 
 
 def note_bridge(state: NodeState, record: ScrapeRecord) -> datetime:

@@ -109,7 +109,9 @@ class Vault:
         return state
 
     def _load(self, state: NodeState, saved: bytes | str | Mapping[str, Any]) -> None:
-        found = _decoder.decode(saved) if isinstance(saved, bytes | str) else msgspec.convert(saved, Saved)
+        found = (
+            _decoder.decode(saved) if isinstance(saved, bytes | str) else msgspec.convert(saved, Saved, str_keys=True)
+        )
         if found.version != _VERSION:
             raise msgspec.ValidationError(f"expected version {_VERSION}, got {found.version} - at `$.version`")
         for name in _COPIED:

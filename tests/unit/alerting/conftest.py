@@ -7,7 +7,7 @@ import pytest
 
 from alerting.engine import Engine
 from alerting.rules import Rules, load_rules, parse_rules
-from alerting.transitions import AlertKey, ResolveCommand, Transition
+from alerting.transitions import AlertKey, ResolveCommand, Severity, Transition
 from gpu_telemetry.records import SCHEMA_VERSION, GpuRecord, LabelledValue, ScrapeRecord, SilenceRecord
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -113,12 +113,11 @@ class Node:
         seconds: float,
         started: float,
         gpu: str | None = GPU,
-        mig: str | None = None,
-        severity="warning",
+        severity: Severity = "warning",
     ) -> Sequence[Transition]:
         """A person resolves the alert that started at a time."""
         command = ResolveCommand(
-            key=AlertKey(rule, "node-1", gpu, mig),
+            key=AlertKey(rule, "node-1", gpu),
             started_at=moment(started),
             severity=severity,
             actor="ada",

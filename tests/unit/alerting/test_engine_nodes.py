@@ -1,4 +1,4 @@
-"""What a node's closing records tell, or their absence: down, lost, replaced, silent, frozen, scraped twice, removed."""
+"""What a node's closing records tell, or their absence: down, lost, silent, frozen, scraped twice, removed."""
 
 A, B, C = "GPU-a", "GPU-b", "GPU-c"
 
@@ -110,7 +110,7 @@ def test_a_new_gpu_at_the_absent_ones_index_replaces_it_and_ends_its_alerts(node
     assert not scrape(node, 90, (A, 0), (C, 1))
 
 
-def test_a_lost_gpu_that_is_replaced_later_ends_so(node, told):
+def test_a_lost_gpu_that_is_replaced_later_ends_so(node):
     scrape(node, 0, (A, 0), (B, 1))
     scrape(node, 30, (A, 0))
     scrape(node, 60, (A, 0))
