@@ -5,12 +5,14 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import NamedTuple
 
 import psycopg
 import pytest
 
 from gpu_telemetry.local.kafka import KafkaServer
+from gpu_telemetry.local.ports import Ports, is_free
 from gpu_telemetry.local.postgres import PostgresServer
 from gpu_telemetry.local.process import StartFailed
 
@@ -56,6 +58,15 @@ def _start(server):
 def free_ports() -> Callable[[int], list[int]]:
     """`free_ports(n)`: n different ports of 127.0.0.1 that are free now."""
     return _free_ports
+
+
+@pytest.fixture
+def free_port_offset() -> int:
+    """An offset under which every port of the local stack is free now, and outside the range of outgoing ones."""
+    for offset in range(1000 + os.getpid() % 50, 3600, 50):
+        if all(is_free(port) for port in asdict(Ports.with_offset(offset)).values()):
+            return offset
+    pytest.fail("no offset leaves all ports of the local stack free")
 
 
 @pytest.fixture(scope="session")

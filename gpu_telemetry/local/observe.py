@@ -17,8 +17,8 @@ _LIMIT: Final = 5000
 
 SCRAPES: Final = "gpu_bridge_scrapes_total"
 PUBLISHED: Final = "gpu_bridge_gpu_records_total"
-STORED: Final = "gpu_alerting_records_stored_total"
-LAG: Final = "gpu_alerting_lag_records"
+STORED: Final = 'alert_engine_records_stored_total{kind="gpu"}'
+LAG: Final = "alert_engine_lag_records"
 
 
 class GpuView(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,12 +133,14 @@ def reason(error: Exception) -> str:
 
 
 def sums(text: str, names: tuple[str, ...]) -> dict[str, float]:
-    """The value of each named series of a metrics page without time stamps, summed over its labels."""
+    """The value of each named series of a metrics page without time stamps.
+
+    A name is a family's, whose series are then summed, or a series' with its labels.
+    """
     found: dict[str, float] = {}
     for line in text.splitlines():
         series, _, value = line.rpartition(" ")
-        name = series.partition("{")[0]
-        if name in names:
+        for name in {series, series.partition("{")[0]}.intersection(names):
             found[name] = found.get(name, 0.0) + float(value)
     return found
 

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from gpu_telemetry.local.guard import Guard
 _POLL_SECONDS: Final = 0.05
 _LOG_TAIL_BYTES: Final = 8000
 _LOG_TAIL_LINES: Final = 12
-_LOG_LIMIT_BYTES: Final = 16 * 1024**2  # a longer one is put aside at the next start
+_LOG_LIMIT_BYTES: Final = 16 * 1024**2
 
 _guard: Guard | None = None
 _guard_lock = threading.Lock()
@@ -58,8 +59,7 @@ class ServerProcess:
         self._polite = polite
         self._stern = stern
         log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
-            log.replace(log.with_name(f"{log.name}.old"))
+        trim_log(log)
         with log.open("ab") as output:
             self._log_start = output.tell()
             # A session of its own makes it deaf to the terminal's Ctrl-C: who started it ends it, in order.
@@ -119,7 +119,9 @@ class ServerProcess:
     def tail(self) -> str:
         """The last lines that it wrote to its log since it was started."""
         with self.log.open("rb") as file:
-            file.seek(max(self._log_start, self.log.stat().st_size - _LOG_TAIL_BYTES))
+            size = self.log.stat().st_size
+            start = self._log_start if self._log_start <= size else 0  # it was trimmed meanwhile
+            file.seek(max(start, size - _LOG_TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join(lines[-_LOG_TAIL_LINES:])
 
@@ -160,6 +162,13 @@ class ServerProcess:
         # Gone already, or a group of which only a zombie is left.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+
+
+def trim_log(log: Path) -> None:
+    """Begin a log that has grown long anew, beside a copy of it; whoever writes to it goes on writing."""
+    if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+        shutil.copyfile(log, log.with_name(f"{log.name}.old"))
+        os.truncate(log, 0)
 
 
 def ended(status: int) -> str:

@@ -197,10 +197,11 @@ class Run:
             f"  curl -s {api}/api/v1/nodes",
             f"  curl -s '{api}/api/v1/alerts?limit=5'",
             f"  open {state.urls['api docs']}",
-            "  gpu-telemetry status",
+            f"  gpu-telemetry status --data {state.data}",
         ]
         if "emulator" in state.urls:
-            lines.append("  gpu-telemetry emulate fault overheat --node node-1 --gpu 3")
+            url = state.urls["emulator"]
+            lines.append(f"  gpu-telemetry emulate fault overheat --node node-1 --gpu 3 --url {url}")
         for line in lines:
             self._console.print(Text(line))
 

@@ -18,8 +18,14 @@ from gpu_telemetry.local.ports import HOST, PortInUse, Ports, first_free, is_fre
 from gpu_telemetry.local.postgres import DATABASE, USER, PostgresServer
 
 _RETENTION: Final = "7d"
-# So that all parts together end within the time that is promised.
-_QUICK_END: Final = {"BRIDGE_FLUSH_SECONDS": "4", "API_GRACEFUL_TIMEOUT_SECONDS": "2"}
+# What suits one machine, unless the environment says otherwise.
+_SUITED: Final = {
+    # So that all parts together end within the time that is promised.
+    "BRIDGE_FLUSH_SECONDS": "4",
+    "API_GRACEFUL_TIMEOUT_SECONDS": "2",
+    # A member of the consumer group that keeps its name: one that was killed and started again waits for no time-out.
+    "ALERTING_INSTANCE_ID": "local-1",
+}
 # One of these says what the bridge scrapes: what this process was told would contradict the stack's own choice.
 _EITHER_OR: Final = frozenset({"BRIDGE_TARGETS_FILE", "BRIDGE_HTTP_SD_URL"})
 
@@ -153,6 +159,7 @@ class Stack:
             "BRIDGE_LISTEN": f"{HOST}:{self.ports.bridge}",
             "BRIDGE_INTERVAL_SECONDS": f"{self.options.interval_seconds:g}",
             "ALERTING_LISTEN": f"{HOST}:{self.ports.alert_engine}",
+            "ALERTING_EXTERNAL_URL": self.urls["api"],
             "API_LISTEN": f"{HOST}:{self.ports.api}",
             "EMULATOR_LISTEN": f"{HOST}:{self.ports.emulator}",
         }
@@ -167,7 +174,7 @@ class Stack:
         if self.options.demo and self.emulator_url:
             told["ALERTING_ACTIONS_DRY_RUN"] = "false"
             told["ALERTING_MIGRATION_URL"] = f"{self.emulator_url}/control/migrate"
-        return _QUICK_END | {name: value for name, value in os.environ.items() if name not in _EITHER_OR} | told
+        return _SUITED | {name: value for name, value in os.environ.items() if name not in _EITHER_OR} | told
 
     def state(self, started_at: str, parts: list[PartState], rates: Rates) -> StackState:
         """What the running stack says of itself."""

@@ -9,7 +9,7 @@ from typing import Final
 
 from gpu_telemetry.local.directory import PartState
 from gpu_telemetry.local.parts import Part, Task
-from gpu_telemetry.local.process import StartFailed, ended
+from gpu_telemetry.local.process import StartFailed, ended, trim_log
 
 _POLL_SECONDS: Final = 0.2
 _FIRST_DELAY_SECONDS: Final = 0.5
@@ -160,6 +160,7 @@ class Supervisor:
         while not self._stopping.wait(_POLL_SECONDS):
             status = kept.part.exit_status()
             if status is None:
+                trim_log(kept.part.log)
                 continue
             kept.last_exit = ended(status)
             if time.monotonic() - kept.started > _SETTLED_SECONDS:

@@ -112,6 +112,7 @@ def test_an_answer_of_another_shape_is_named(service, observer):
 def test_series_of_one_name_are_summed_over_their_labels():
     text = 'a_total{x="1 } y"} 2.0\na_total{x="2"} 3.5\na_total_created 9\n# HELP a_total 4\nb 1e3\n'
     assert sums_of(text, ("a_total", "b")) == {"a_total": 5.5, "b": 1000.0}
+    assert sums_of(text, ('a_total{x="2"}',)) == {'a_total{x="2"}': 3.5}
 
 
 def test_rates_are_taken_over_the_last_half_minute():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpu_telemetry.local import guard
-from gpu_telemetry.local.process import ServerProcess, StartFailed, ended
+from gpu_telemetry.local.process import ServerProcess, StartFailed, ended, trim_log
 
 SERVE = "ready.touch(); time.sleep(60)"
 IGNORE = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready.touch(); time.sleep(60)"
@@ -97,12 +97,20 @@ def test_a_server_that_is_never_ready_fails_at_the_deadline(program, tmp_path):
     server.stop(0)
 
 
-def test_a_log_that_has_grown_long_is_put_aside_at_the_next_start(start, tmp_path, monkeypatch):
+def test_a_log_that_has_grown_long_begins_anew_while_it_is_written_to(start, tmp_path, monkeypatch, wait_for):
+    go_on = tmp_path / "go-on"
+    code = (
+        f"print('long ' * 10, flush=True); ready.touch(); go_on = pathlib.Path({str(go_on)!r})\n"
+        "while not go_on.exists(): time.sleep(0.01)\n"
+        "print('after', flush=True); time.sleep(60)"
+    )
+    start(code)
+    log = tmp_path / "server.log"
     monkeypatch.setattr("gpu_telemetry.local.process._LOG_LIMIT_BYTES", 10)
-    (tmp_path / "server.log").write_text("more than ten bytes\n")
-    start(SERVE)
-    assert (tmp_path / "server.log.old").read_text() == "more than ten bytes\n"
-    assert (tmp_path / "server.log").read_text() == ""
+    trim_log(log)
+    go_on.touch()
+    wait_for(lambda: log.read_text() == "after\n", 10, "the log goes on at its start")
+    assert (tmp_path / "server.log.old").read_text() == "long " * 10 + "\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""`gpu-telemetry up` as a process: what it starts, what it does when parts die, how it ends, what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.integration
+
+_START_SECONDS = 90
+# What is promised, and a little for a machine that does other things too.
+_STOP_SECONDS = 17
+
+
+def gpu_telemetry(*arguments):
+    return [sys.executable, "-P", "-m", "gpu_telemetry.cli", *map(str, arguments)]
+
+
+class Up:
+    """A running `up`, its output in a file; every process that it started carries a mark in its environment."""
+
+    def __init__(self, directory, offset, log, *flags):
+        self.directory, self.offset, self.log = directory, offset, log
+        self.mark = f"GPU_TELEMETRY_TEST_RUN={uuid.uuid4()}"
+        name, _, value = self.mark.partition("=")
+        command = gpu_telemetry("up", "--data", directory, "--port-offset", offset, "--interval", 2, *flags)
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {name: value}, start_new_session=True
+            )
+
+    def output(self):
+        return self.log.read_text()
+
+    def state(self):
+        return json.loads((self.directory / "state.json").read_text())
+
+    def part(self, name):
+        return next(part for part in self.state()["parts"] if part["name"] == name)
+
+    def is_up(self):
+        assert self.process.poll() is None, self.output()
+        return "logs: " in self.output()
+
+    def left(self):
+        """Every process of this run that is still there, the guard excepted for the moment that it needs to end."""
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if self.mark.encode() in environ.read_bytes().split(b"\0"):
+                    found.append((environ.parent / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+        return found
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def up(tmp_path, free_port_offset, wait_for):
+    """`up(*flags)`: a stack that is up. All of them use one directory, and the same ports."""
+    running = []
+
+    def _up(*flags):
+        made = Up(tmp_path / "data", free_port_offset, tmp_path / f"up-{len(running)}.log", "--no-prometheus", *flags)
+        running.append(made)
+        wait_for(made.is_up, _START_SECONDS, made.output)
+        return made
+
+    yield _up
+    for each in running:
+        each.end()
+        wait_for(lambda each=each: not each.left(), 15, lambda each=each: f"processes are left: {each.left()}")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_ends_everything_in_time_and_leaves_nothing_behind(up, wait_for, ending):
+    stack = up()
+    assert len(stack.left()) > 6
+    began = time.monotonic()
+    # As the terminal does it, to the whole group.
+    os.killpg(stack.process.pid, ending)
+    assert stack.process.wait(timeout=_STOP_SECONDS) == 0, stack.output()
+    assert time.monotonic() - began < _STOP_SECONDS
+    wait_for(lambda: not stack.left(), 2, lambda: f"processes are left: {stack.left()}")
+    assert "Stopped in " in stack.output().splitlines()[-1]
+    assert not (stack.directory / "state.json").exists()
+
+
+def test_whatever_is_killed_comes_back_and_a_kill_of_the_whole_leaves_nothing_behind(up, wait_for):
+    stack = up()
+    for name in ("Exporter bridge", "Alert engine", "API", "Emulator", "PostgreSQL", "Apache Kafka"):
+        first = stack.part(name)["pid"]
+        os.kill(first, signal.SIGKILL)
+        wait_for(
+            lambda name=name, first=first: stack.part(name)["state"] == "up" and stack.part(name)["pid"] != first,
+            60,
+            lambda name=name: f"{name} runs again; the output was:\n{stack.output()}",
+        )
+        assert stack.part(name)["restarts"] == 1
+        assert f"{name} was ended by SIGKILL; starting it again" in stack.output()
+
+    api = stack.state()["urls"]["api"]
+
+    def both_nodes_were_heard():
+        try:
+            return len(httpx.get(f"{api}/api/v1/metrics/latest").raise_for_status().json()) == 16
+        except httpx.HTTPError:
+            return False
+
+    wait_for(both_nodes_were_heard, 60, lambda: f"records flow again; the output was:\n{stack.output()}")
+
+    stack.process.kill()
+    stack.process.wait()
+    wait_for(lambda: not stack.left(), 12, lambda: f"processes are left: {stack.left()}")
+    # And the next run finds its data and its ports.
+    again = up()
+    assert len(httpx.get(f"{api}/api/v1/metrics/latest").json()) == 16
+    os.kill(again.process.pid, signal.SIGTERM)
+    assert again.process.wait(timeout=_STOP_SECONDS) == 0
+
+
+def test_a_running_stack_tells_its_state_and_lets_no_second_one_onto_its_directory(up, wait_for):
+    stack = up()
+
+    def told():
+        status = gpu_telemetry("status", "--json", "--data", stack.directory)
+        return json.loads(subprocess.run(status, capture_output=True, text=True, timeout=30, check=True).stdout)
+
+    wait_for(lambda: len(told()["gpus"]) == 16, 60, "the fleet is stored")
+    answer = told()
+    assert [node["node_id"] for node in answer["nodes"]] == ["node-1", "node-2"]
+    assert answer["unanswered"] == {}
+    assert isinstance(answer["consumer_lag"], int)
+    assert {part["name"]: part["state"] for part in answer["parts"]} == dict.fromkeys(
+        ["PostgreSQL", "Apache Kafka", "Emulator", "Alert engine", "Exporter bridge", "API"], "up"
+    )
+    for part in answer["parts"]:
+        assert Path(part["log"]).stat().st_size > 0, part
+
+    second = gpu_telemetry("up", "--data", stack.directory, "--port-offset", 1)
+    refused = subprocess.run(second, capture_output=True, text=True, timeout=30, check=False)
+    assert refused.returncode == 1
+    assert f"{stack.directory} is held by process {stack.process.pid}" in refused.stderr
+
+    beside = gpu_telemetry("up", "--data", stack.directory.with_name("other"), "--port-offset", stack.offset)
+    refused = subprocess.run(beside, capture_output=True, text=True, timeout=30, check=False)
+    assert refused.returncode == 1
+    assert f"port {8080 + stack.offset}, where the API would listen, is in use" in refused.stderr
+
+
+def test_the_databases_password_shows_nowhere(up):
+    stack = up()
+    password = (stack.directory / "postgres" / "password").read_text().strip()
+    texts = [stack.output(), (stack.directory / "state.json").read_text(), *stack.left()]
+    texts += [log.read_text(errors="replace") for log in (stack.directory / "logs").glob("*.log")]
+    assert len(texts) > 8
+    assert not [text for text in texts if password in text]
