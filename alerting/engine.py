@@ -23,7 +23,6 @@ from alerting.node_conditions import (
     replacement,
 )
 from alerting.node_state import Gpu, NodeState, Readings
-from alerting.restoring import Vault, merged
 from alerting.rule_schema import (
     DuplicateScraperRule,
     ExporterDownRule,
@@ -35,6 +34,7 @@ from alerting.rule_schema import (
     XidRule,
 )
 from alerting.rules import Rules
+from alerting.saved_state import StateCodec, merged
 from alerting.thresholds import Ladder, ThresholdCondition
 from alerting.transitions import ActiveAlert, NodeStatus, ResolveCommand, ResolvedReason, Transition
 from gpu_telemetry.records import AnyRecord, GpuRecord, ScrapeRecord, SilenceRecord
@@ -96,7 +96,7 @@ class Engine:
         self._nothing_read: Readings = (None,) * len(self._watched)
         self._read = attrgetter(*self._watched)
         self._plans: dict[str | None, _Plan] = {}
-        self._vault = Vault(
+        self._codec = StateCodec(
             self._watched, self._counters, {name: each.rule.kind for name, each in self._lifecycles.items()}
         )
         self._unseen = {
@@ -433,7 +433,7 @@ class Engine:
         To be called when `dirty` is set, after the batch's last record, in the transaction that stores its rows.
         """
         state.dirty = False
-        return self._vault.save(state)
+        return self._codec.save(state)
 
     def restore(
         self,
@@ -455,7 +455,7 @@ class Engine:
         Raises:
             msgspec.ValidationError: `saved` is not what `save` gives.
         """
-        state = self._vault.restore(node_id, saved, gpu_rows, scrape_rows)
+        state = self._codec.restore(node_id, saved, gpu_rows, scrape_rows)
         for row in gpu_rows:
             self._look(row)
         return state

@@ -2,7 +2,7 @@
 
 Two kinds of things stand here. What moves slowly (alerts, GPUs, XIDs, counters, streaks) sets `dirty` when it changes
 and is then saved, whole. What moves with every record (the clock, the newest turn and its readings, the newest turn of
-each bridge) does not; restoring takes it from the newest stored rows (alerting/restoring.py).
+each bridge) does not; restoring takes it from the newest stored rows (alerting/saved_state.py).
 """
 
 from datetime import UTC, datetime

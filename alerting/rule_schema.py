@@ -212,13 +212,20 @@ class IncreaseRule(_GpuRule):
         return name
 
 
+def _xid_class(text: object) -> XidClass:
+    try:
+        return XidClass(text)
+    except ValueError:
+        raise ValueError(f"expected one of {', '.join(XidClass)}") from None
+
+
 class XidRule(_GpuRule):
     """XID errors by class (alerting/xid.csv). Class `ignore` never fires, so it has no severity."""
 
     PLACEHOLDERS = {**_GpuRule.PLACEHOLDERS, "code": 79, "name": "GPU has fallen off the bus", "action": "reset GPU"}
 
     kind: Literal["xid"]
-    severities: dict[Annotated[XidClass, BeforeValidator(XidClass)], Severity]
+    severities: dict[Annotated[XidClass, BeforeValidator(_xid_class)], Severity]
     restart_application_expires_after: Duration = timedelta(minutes=15)
 
     @model_validator(mode="after")

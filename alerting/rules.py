@@ -27,6 +27,7 @@ _REWORDED: Final = {
     "list_type": "expected a list",
     "dict_type": "expected keys and values",
     "model_type": "expected keys and values",
+    "too_short": "expected at least 1 item",
     "finite_number": "expected a finite number",
 }
 # Kinds that speak of the node or of all its GPUs at once: a second rule of one would say everything twice.

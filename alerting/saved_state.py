@@ -57,7 +57,7 @@ _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Saved)
 
 
-class Vault:
+class StateCodec:
     """Saves and restores the nodes of one engine, whose watched fields and counters give the readings their order."""
 
     def __init__(self, watched: tuple[str, ...], counters: tuple[str, ...], kinds: Mapping[str, str]) -> None:
