@@ -1,15 +1,12 @@
 """Where the list of targets comes from, read again and again: a file, an HTTP discovery, or both joined."""
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from exporter_bridge.fetch import Answer, Fetcher
 from exporter_bridge.targets import Access, Target, TargetError, read_targets, unique_nodes
-
-_log = logging.getLogger(__name__)
 
 # An HTTP discovery must answer within this time.
 _HTTP_TIMEOUT_SECONDS = 10.0
@@ -119,10 +116,9 @@ class Discovery:
         self._sources = sources
         self._lists: list[list[Target]] = [[] for _ in sources]
         self._joined: dict[str, Target] = {}
-        self._errors: tuple[str, ...] = ()
 
     async def read(self) -> Reading:
-        """Read every source once; log an error when it appears, changes or ends."""
+        """Read every source once."""
         errors: list[str] = []
         lists = list(self._lists)
         for index, source in enumerate(self._sources):
@@ -138,16 +134,4 @@ class Discovery:
                 self._lists = lists
             except TargetError as error:
                 errors.append(str(error))
-        self._tell(tuple(errors))
-        return Reading(self._joined, not errors, self._errors)
-
-    def _tell(self, errors: tuple[str, ...]) -> None:
-        for error in errors:
-            if error not in self._errors:
-                stays = (
-                    f"the last good targets stay ({len(self._joined)} nodes)" if self._joined else "it is tried again"
-                )
-                _log.error("%s; %s", error, stays)
-        if self._errors and not errors:
-            _log.info("the targets are good again (%d nodes)", len(self._joined))
-        self._errors = errors
+        return Reading(self._joined, not errors, tuple(errors))

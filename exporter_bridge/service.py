@@ -66,6 +66,7 @@ class Bridge:
             self.scraper, self.metrics, nodes_per_shard=settings.nodes_per_sd_shard, unready=self._unready
         )
         self._told_published = 0
+        self._told_errors: tuple[str, ...] = ()
         self._watch_numbers()
 
     # -- running ------------------------------------------------------------------------------------------------------
@@ -102,9 +103,10 @@ class Bridge:
         Raises:
             SettingsError: the targets cannot be had.
         """
-        reading = await self._first_read()
+        reading = await self._discovery.read()
         if not reading.valid:
             raise SettingsError("\n".join(reading.errors))
+        self._take(reading)
         publishing = asyncio.create_task(self.publisher.run())
         try:
             good = await self.scraper.scrape_all_once()
@@ -132,7 +134,7 @@ class Bridge:
 
     # -- targets ------------------------------------------------------------------------------------------------------
 
-    async def _first_read(self) -> Reading:
+    async def _first_read(self) -> None:
         reading = await self._discovery.read()
         file = self._settings.targets_file
         if (
@@ -142,7 +144,6 @@ class Bridge:
         ):
             raise SettingsError("\n".join(f"BRIDGE_TARGETS_FILE: {error}" for error in errors))
         self._take(reading)
-        return reading
 
     async def _keep_targets_current(self) -> None:
         while True:
@@ -152,6 +153,7 @@ class Bridge:
 
     def _take(self, reading: Reading) -> None:
         """Scrape what a read of the configuration shows, and let go of whom it has long not shown."""
+        self._tell_errors(reading)
         self.metrics.reload_success.set(reading.valid)
         if reading.targets is not self._applied:
             index, count = self._shard
@@ -179,6 +181,17 @@ class Bridge:
             await asyncio.sleep(self._settings.interval_seconds)
             self._tell_published()
             self.scraper.sum_up()
+
+    def _tell_errors(self, reading: Reading) -> None:
+        """Say what is wrong with the targets when it appears, and when it is over; not at every read."""
+        nodes = len(reading.targets)
+        consequence = f"the last good targets stay ({nodes} nodes)" if nodes else "it is tried again"
+        for error in reading.errors:
+            if error not in self._told_errors:
+                _log.error("%s; %s", error, consequence)
+        if self._told_errors and not reading.errors:
+            _log.info("The targets are good again (%d nodes)", nodes)
+        self._told_errors = reading.errors
 
     def _tell_published(self) -> None:
         published = self.publisher.published_gpu_records

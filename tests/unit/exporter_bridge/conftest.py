@@ -1,6 +1,7 @@
 """Exporters on loopback that behave as told, and the bridge's parts put together on a loop of the test's own."""
 
 import asyncio
+import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -221,3 +222,20 @@ def certificates(tmp_path_factory):
         )
         openssl(*new, "-x509", *signed, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem")
     return folder
+
+
+@pytest.fixture
+def promtool_complaints():
+    """`promtool_complaints(text)`: what Prometheus' own linter says of a page."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (it comes with Debian's package prometheus)")
+
+    def complaints(text):
+        done = subprocess.run(
+            [promtool, "check", "metrics"], input=text, text=True, capture_output=True, check=False, timeout=30
+        )
+        assert done.returncode in {0, 3}, done.stderr
+        return done.stderr
+
+    return complaints

@@ -1,0 +1,239 @@
+"""Scrapes to Kafka, on librdkafka's own broker in this process: what arrives, what is dropped, that all is counted."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from exporter_bridge.metrics import BridgeMetrics
+from exporter_bridge.publisher import Publisher
+from exporter_bridge.records import Scrape
+from gpu_telemetry.kafka import TopicError
+from gpu_telemetry.records import DropCount, ScrapeRecord, encode
+from gpu_telemetry.settings import KafkaSettings
+
+
+@pytest.fixture(scope="module")
+def mock_broker():
+    """HOST:PORT of a broker in this process; topics appear by themselves."""
+    cluster = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
+    broker = next(iter(cluster.list_topics(timeout=10).brokers.values()))
+    yield f"{broker.host}:{broker.port}"
+    del cluster
+
+
+def scrape(node_id, number, *, gpus=2, padding=0):
+    closing = encode(
+        ScrapeRecord(
+            schema_version=1,
+            node_id=node_id,
+            bridge_id="b",
+            boot_id="x",
+            seq=number,
+            collected_at=datetime(2026, 1, 1, tzinfo=UTC),
+            up=True,
+            gpu_records=gpus,
+            interval_ms=1,
+        )
+    )
+    gpu = b'{"kind":"gpu","node_id":"%s","seq":%d,"padding":"%s"}' % (node_id.encode(), number, b"x" * padding)
+    return Scrape(node_id, [gpu] * gpus + [closing], gpus, {}, {})
+
+
+class Stage:
+    """A publisher, its metrics, and what reached its topic."""
+
+    def __init__(self, bootstrap, topic, *, verify=lambda _settings: None, queue_scrapes=1000, queue_bytes=10**7):
+        self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic=topic)
+        self.metrics = BridgeMetrics("b")
+        self.publisher = Publisher(
+            self.kafka, self.metrics, queue_scrapes=queue_scrapes, queue_bytes=queue_bytes, verify=verify
+        )
+
+    async def deliver(self, seconds=10.0):
+        """Run until all is delivered or the time is over; what was left."""
+        running = asyncio.create_task(self.publisher.run())
+        left = await self.publisher.close(seconds)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return left
+
+    def read(self, count):
+        """This many messages of the topic: (key, value, partition), in order within a partition."""
+        consumer = Consumer({"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": "test", "log_level": 0})
+        partitions = consumer.list_topics(self.kafka.topic, timeout=10).topics[self.kafka.topic].partitions
+        consumer.assign([TopicPartition(self.kafka.topic, partition, 0) for partition in partitions])
+        found, deadline = [], time.monotonic() + 10
+        while len(found) < count and time.monotonic() < deadline:
+            found += [(m.key(), m.value(), m.partition()) for m in consumer.consume(100, timeout=0.2) if not m.error()]
+        consumer.close()
+        return found
+
+
+def test_messages_arrive_in_order_under_their_nodes_key_and_each_node_in_one_partition(on_loop, mock_broker):
+    stage = Stage(mock_broker, "in-order")
+
+    async def run():
+        for number in range(1, 51):
+            for node in ("node-1", "node-2", "node-3"):
+                stage.publisher.publish(scrape(node, number))
+        return await stage.deliver()
+
+    assert on_loop(run()) == (0, 0)
+    messages = stage.read(450)
+    assert len(messages) == 450
+    for node in (b"node-1", b"node-2", b"node-3"):
+        mine = [(value, partition) for key, value, partition in messages if key == node]
+        assert len({partition for _, partition in mine}) == 1
+        assert [value for value, _ in mine] == [
+            message for number in range(1, 51) for message in scrape(node.decode(), number).messages
+        ]
+    assert stage.publisher.published_gpu_records == 300
+    assert "gpu_bridge_delivered_messages_total 450.0" in stage.metrics.page().decode()
+
+
+def test_beyond_the_bound_whole_scrapes_go_oldest_first_and_are_counted_for_their_node(mock_broker):
+    stage = Stage(mock_broker, "bounded", queue_scrapes=3)
+    drops = {node: stage.publisher.admit(node) for node in ("node-1", "node-2")}
+    for number in range(1, 4):
+        stage.publisher.publish(scrape("node-1", number))
+        stage.publisher.publish(scrape("node-2", number, gpus=5))
+    waiting = [(w.scrape.node_id, w.scrape.messages) for w in stage.publisher._queue]
+    assert [node for node, _ in waiting] == ["node-2", "node-1", "node-2"]
+    assert [len(messages) for _, messages in waiting] == [6, 3, 6]
+    assert drops == {
+        "node-1": {"queue_full": DropCount(2, 4)},
+        "node-2": {"queue_full": DropCount(1, 5)},
+    }
+    page = stage.metrics.page().decode()
+    assert 'gpu_bridge_dropped_scrapes_total{reason="queue_full"} 3.0' in page
+    assert 'gpu_bridge_dropped_gpu_records_total{reason="queue_full"} 9.0' in page
+
+
+def test_the_bound_in_bytes_holds_too_and_the_newest_scrape_always_stays(mock_broker):
+    stage = Stage(mock_broker, "bytes", queue_bytes=5000)
+    for number in range(1, 11):
+        stage.publisher.publish(scrape("node-1", number, padding=500))
+    assert 0 < stage.publisher.queued_bytes <= 5000
+    stage.publisher.publish(scrape("node-1", 11, padding=10_000))
+    assert stage.publisher.queued_scrapes == 1
+    assert stage.publisher.queued_bytes > 5000
+
+
+def test_drops_of_a_forgotten_node_are_counted_but_not_remembered(mock_broker):
+    stage = Stage(mock_broker, "forgotten", queue_scrapes=1)
+    stage.publisher.admit("node-1")
+    stage.publisher.publish(scrape("node-1", 1))
+    stage.publisher.forget("node-1")
+    stage.publisher.publish(scrape("node-2", 1))
+    assert stage.publisher._drops == {}
+    assert 'dropped_scrapes_total{reason="queue_full"} 1.0' in stage.metrics.page().decode()
+
+
+def test_a_message_that_kafka_does_not_take_is_counted_and_costs_no_other(on_loop, mock_broker, monkeypatch, caplog):
+    monkeypatch.setenv("KAFKA_OPT_MESSAGE_MAX_BYTES", "1200")
+    stage = Stage(mock_broker, "too-large")
+    drops = stage.publisher.admit("node-1")
+
+    async def run():
+        stage.publisher.publish(scrape("node-1", 1))
+        stage.publisher.publish(scrape("node-1", 2, padding=2000))
+        stage.publisher.publish(scrape("node-1", 3))
+        return await stage.deliver()
+
+    assert on_loop(run()) == (0, 0)
+    assert drops == {"delivery_failed": DropCount(0, 2)}
+    assert len(stage.read(7)) == 7
+    assert stage.publisher.published_gpu_records == 4
+    page = stage.metrics.page().decode()
+    assert 'gpu_bridge_failed_deliveries_total{error="MSG_SIZE_TOO_LARGE"} 2.0' in page
+    assert "gpu_bridge_delivered_messages_total 7.0" in page
+    assert caplog.text.count("Kafka did not take a record of node-1") == 1
+
+
+def test_nothing_is_handed_over_before_the_topic_is_there(on_loop, mock_broker, caplog, monkeypatch):
+    monkeypatch.setattr("exporter_bridge.publisher._VERIFY_RETRY_SECONDS", (0.05,))
+    attempts = 0
+
+    def verify(_settings):
+        nonlocal attempts
+        attempts += 1
+        if attempts < 4:
+            raise TopicError("topic late does not exist: run `gpu-telemetry topics ensure`")
+
+    stage = Stage(mock_broker, "late", verify=verify)
+
+    async def run():
+        running = asyncio.create_task(stage.publisher.run())
+        stage.publisher.publish(scrape("node-1", 1))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 10
+        while not stage.publisher.topic_seen:
+            assert stage.publisher.queued_scrapes == 1
+            assert loop.time() < deadline
+            await asyncio.sleep(0.01)
+        left = await stage.publisher.close(10)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return left
+
+    assert on_loop(run()) == (0, 0)
+    assert len(stage.read(3)) == 3
+    assert caplog.text.count("topic late does not exist: run `gpu-telemetry topics ensure`") == 1
+
+
+def test_closing_without_kafka_keeps_to_its_deadline_and_says_what_is_left(on_loop, free_ports):
+    (port,) = free_ports(1)
+    stage = Stage(f"127.0.0.1:{port}", "nowhere")
+
+    async def run():
+        running = asyncio.create_task(stage.publisher.run())
+        for number in range(1, 6):
+            stage.publisher.publish(scrape("node-1", number))
+        await asyncio.sleep(0.1)
+        stage.publisher.publish(scrape("node-1", 6))
+        began = time.monotonic()
+        left = await stage.publisher.close(0.5)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return left, time.monotonic() - began
+
+    left, took = on_loop(run())
+    assert left == (6, 12)
+    assert 0.4 < took < 3
+    page = stage.metrics.page().decode()
+    assert 'gpu_bridge_dropped_scrapes_total{reason="shutdown"} 6.0' in page
+    assert 'gpu_bridge_dropped_gpu_records_total{reason="shutdown"} 12.0' in page
+
+
+def test_a_client_that_cannot_go_on_is_replaced_and_what_it_held_is_counted(on_loop, mock_broker, free_ports):
+    (port,) = free_ports(1)
+    stage = Stage(f"127.0.0.1:{port}", "renewed")
+    drops = stage.publisher.admit("node-1")
+
+    async def run():
+        stage.publisher.publish(scrape("node-1", 1))
+        running = asyncio.create_task(stage.publisher.run())
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 10
+        while not stage.publisher.in_flight:
+            assert loop.time() < deadline
+            await asyncio.sleep(0.01)
+        stage.publisher._kafka = KafkaSettings(bootstrap_servers=mock_broker, topic="renewed")
+        stage.kafka = stage.publisher._kafka
+        stage.publisher._fatal = True
+        while stage.publisher.in_flight:
+            assert loop.time() < deadline
+            await asyncio.sleep(0.01)
+        stage.publisher.publish(scrape("node-1", 2))
+        left = await stage.publisher.close(10)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return left
+
+    assert on_loop(run()) == (0, 0)
+    assert drops == {"delivery_failed": DropCount(1, 2)}
+    assert [value for _, value, _ in stage.read(3)] == scrape("node-1", 2).messages
+    assert stage.publisher.published_gpu_records == 2
