@@ -66,6 +66,7 @@ def _finish(response: Response) -> Response:
     seconds = time.perf_counter() - g.started
     route = request.url_rule.rule if request.url_rule is not None else None
     instruments.observe(route, request.method, response.status_code, seconds)
+    instruments.observe_connections(resources.resources().database.connections())
     level = logging.INFO if request.path.startswith(_API_PREFIX) else logging.DEBUG
     _log.log(level, "%s %s %d in %.1f ms", request.method, _line(), response.status_code, seconds * 1000)
     return response

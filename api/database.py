@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import psycopg
@@ -22,6 +22,14 @@ from gpu_telemetry.settings import DatabaseSettings
 _RECONNECT_SECONDS: Final = 4.0
 
 _log = logging.getLogger("api.database")
+
+
+class Connections(NamedTuple):
+    """A pool's connections: open or being opened, of these idle, and how many requests wait for one."""
+
+    open: int
+    idle: int
+    waiting: int
 
 
 class _RawJson(Loader):
@@ -74,6 +82,11 @@ class Database:
     def close(self) -> None:
         """Close all connections; a pool that is closed stays so."""
         self._pool.close()
+
+    def connections(self) -> Connections:
+        """How the pool of this process stands."""
+        stats = self._pool.get_stats()
+        return Connections(stats.get("pool_size", 0), stats.get("pool_available", 0), stats.get("requests_waiting", 0))
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -128,6 +141,9 @@ class Database:
             raise Unavailable(
                 f"the query took longer than {self._statement_timeout_seconds:g} s: ask for less, or again later"
             ) from error
+        except psycopg.errors.TransactionRollback as error:  # a deadlock: the other side goes on
+            _log.warning("The database gave a transaction up: %s", error)
+            raise Unavailable("others were changing the same rows", retry_after=1) from error
         except SchemaError as error:
             _log.warning("The schema cannot be used: %s", error)
             raise Unavailable(str(error)) from error

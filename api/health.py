@@ -32,4 +32,5 @@ def readyz(query: Query) -> Response:  # noqa: ARG001 - as above
 @blueprint.get("/metrics")
 def metrics() -> Response:
     """The figures of all processes of this API in Prometheus' text format."""
+    instruments.observe_connections(resources().database.connections())
     return Response(generate_latest(instruments.registry()), content_type=CONTENT_TYPE_LATEST)
