@@ -1,6 +1,7 @@
 """How a block of a page is laid out the first time it is seen: what its lines are, apart from their numbers."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Final, Protocol
 
 from exporter_bridge import lines
@@ -50,13 +51,18 @@ class BlockReader:
 
     def __init__(self, registry: Registry, layouts: Iterable[BlockLayout]) -> None:
         self._registry = registry
-        self._label_sets: dict[str, LabelSet | lines.Refused] = {}
+        self._layouts = layouts
         self._tuples: dict[tuple[LabelSet, ...], tuple[LabelSet, ...]] = {}
         self._series: dict[LabelSet, frozenset[tuple[str, str]]] = {}
-        for layout in layouts:
+
+    @cached_property
+    def _label_sets(self) -> dict[str, LabelSet | lines.Refused]:
+        """Label sets by their text, and texts that are none; gathered when the first new block comes."""
+        found: dict[str, LabelSet | lines.Refused] = {}
+        for layout in self._layouts:
             self._tuples[layout.label_sets] = layout.label_sets
-            for label_set in layout.label_sets:
-                self._label_sets[label_set.text] = label_set
+            found.update((label_set.text, label_set) for label_set in layout.label_sets)
+        return found
 
     def lay_out(self, entries: Sequence[tuple[bytes, bytes]]) -> BlockLayout | PatchyBlock:
         """The layout of a block whose lines have these kinds and heads, metadata before samples."""
@@ -123,10 +129,12 @@ class BlockReader:
         return isinstance(self._label_sets.get(text.decode(errors="replace")), LabelSet)
 
     def series(self, label_set: LabelSet) -> frozenset[tuple[str, str]]:
-        """What makes two samples of one name the same series, however their labels are written."""
+        """What makes two samples of one name the same series, however written: an empty label is no label."""
         series = self._series.get(label_set)
         if series is None:
-            series = self._series[label_set] = frozenset(label_set.labels.items())
+            series = self._series[label_set] = frozenset(
+                (name, value) for name, value in label_set.labels.items() if value
+            )
         return series
 
     def _label_set(self, text: str) -> LabelSet:

@@ -29,7 +29,7 @@ _HEAD: Final = re.compile(
 )
 _STARTS_WITH_NAME: Final = re.compile(_NAME + rb"(?:[ \t]+|$|(?=\{))(\{)?")
 _METADATA: Final = re.compile(rb"#[ \t]+(HELP|TYPE)(?:[ \t]+(" + _NAME + rb")(?![^ \t])[ \t]*(.*))?")
-_KEYWORD: Final = re.compile(rb"#[ \t]+(?:HELP|TYPE)(?![^ \t])")
+_KEYWORD: Final = re.compile(rb"#[ \t]+(?:HELP[ \t]|TYPE(?![^ \t]))")  # a bare HELP is a comment to both parsers
 _LABELS: Final = re.compile(r'[ \t]*(?:[a-zA-Z_][a-zA-Z0-9_]*[ \t]*=[ \t]*"(?:[^"\\]|\\.)*"[ \t]*(?:,[ \t]*|$))*')
 # What Go's strconv.ParseFloat takes, without the hexadecimal form and the underscores that Prometheus refuses.
 _NUMBER: Final = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -76,7 +76,8 @@ def split_line(line: bytes) -> Line:
         head, _, token = line.rpartition(b" ")
         start = _STARTS_WITH_NAME.match(line)
         return Line(b"n" if start is None else b"l" if start.group(1) else b"x", head, token)
-    head, words = match.group(), line[match.end() :].split()
+    head = match.group()
+    words = [word for word in line[match.end() :].replace(b"\t", b" ").split(b" ") if word]
     token = b" ".join(words)
     if not words:
         return Line(b"x", head, token)
@@ -124,7 +125,7 @@ def checked_label_set(text: str) -> LabelSet:
         expected = parse_labels(text)
     except ValueError:
         raise Refused(BAD_LABELS) from None
-    if labels.labels != expected:
+    if labels.labels != expected or "__name__" in expected:
         raise Refused(BAD_LABELS)
     return labels
 

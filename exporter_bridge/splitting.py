@@ -57,8 +57,11 @@ class SplitPage:
         """The page's blocks, in its order."""
         last = len(self._starts) - 1
         for number, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
-            rest = self.rest if number == last else b""
-            yield SplitBlock(self._metadata[number], self._heads[start:end], self.tokens[start:end], rest)
+            metadata, heads = self._metadata[number], self._heads[start:end]
+            # Families without samples may stand before this one; they say nothing.
+            while heads and (closer := _METADATA.match(heads[0])):
+                metadata, heads[0] = closer.group(), heads[0][closer.end() :]
+            yield SplitBlock(metadata, heads, self.tokens[start:end], self.rest if number == last else b"")
 
 
 class SplitBlock:

@@ -141,11 +141,16 @@ def key(name, labels, value, timestamp):
     return name, tuple(sorted(labels.items())), "nan" if math.isnan(value) else float(value), timestamp
 
 
+def series(sample):
+    """What a sample is the same as: to Prometheus an empty label is no label."""
+    return sample[0], tuple((name, value) for name, value in sample[1] if value)
+
+
 def first_of_each(samples):
     """Of samples of one series the first."""
     kept = {}
     for sample in samples:
-        kept.setdefault(sample[:2], sample)
+        kept.setdefault(series(sample), sample)
     return sorted(kept.values(), key=repr)
 
 
@@ -219,7 +224,7 @@ def line_after_line(body: bytes):
                 refused[reason.reason] += 1
                 continue
             sample = key(name, labels, float(value), int(timestamp) / 1000 if timestamp else None)
-            if samples.setdefault(sample[:2], sample) is not sample:
+            if samples.setdefault(series(sample), sample) is not sample:
                 refused[lines.DUPLICATE] += 1
     return sorted(samples.values(), key=repr), refused
 
