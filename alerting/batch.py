@@ -1,0 +1,151 @@
+"""A batch: messages decoded and checked, in the order of their partitions, poison set apart.
+
+What no column can hold is found here, record by record; only what PostgreSQL alone can find goes further.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, cast
+
+import msgspec
+from confluent_kafka import Message
+
+from alerting.dead_letters import DeadLetter, Origin, origin_of
+from alerting.partition import OwnedPartition, Position
+from gpu_telemetry.clock import from_milliseconds, rfc3339
+from gpu_telemetry.records import (
+    AnyRecord,
+    GpuRecord,
+    ScrapeRecord,
+    SilenceRecord,
+    UndecodableRecord,
+    decode,
+)
+
+CLOCK_SKEW_LIMIT: Final = timedelta(minutes=1)
+# PostgreSQL's btree refuses keys over 2,704 bytes; a decision's key holds these identifiers as JSON, and more.
+LONGEST_KEY_BYTES: Final = 2000
+_CERTAINLY_SHORT: Final = LONGEST_KEY_BYTES // 12  # a character outside the BMP is 12 bytes when JSON escapes it
+_ESCAPED_NUL: Final = b"\\u0000"
+
+
+@dataclass(slots=True)
+class Slice:
+    """The messages of one partition that follow on `start`; a record that is None is dead-lettered.
+
+    `node_ids` are the nodes that it has records of (also those refused later), `heard` those that sent one of their
+    own, `moments` the times of those.
+    """
+
+    partition: OwnedPartition
+    start: Position
+    messages: list[Message]
+    records: list[AnyRecord | None]
+    node_ids: set[str] = field(default_factory=set)
+    heard: set[str] = field(default_factory=set)
+    moments: set[datetime] = field(default_factory=set)
+
+    @property
+    def next_offset(self) -> int:
+        """The offset behind the last message."""
+        return cast("int", self.messages[-1].offset()) + 1
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one transaction takes in. `dead` are to be delivered first; `drops` are the ledger's."""
+
+    slices: list[Slice] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    drops: list[tuple[Origin, str]] = field(default_factory=list)
+    delivered: int = 0
+
+    def __len__(self) -> int:
+        return sum(len(part.messages) for part in self.slices)
+
+    def refuse(self, part: Slice, index: int, reason: str, error: str) -> None:
+        """Set one message apart as a dead letter."""
+        letter = DeadLetter(part.messages[index], reason, error)
+        origin = origin_of(letter.message, part.records[index])
+        part.records[index] = None
+        self.dead.append(letter)
+        if origin is not None:
+            self.drops.append((origin, reason))
+
+    def keep(self, owned: dict[int, OwnedPartition]) -> None:
+        """Leave out the partitions that are not owned any more, or were placed anew meanwhile."""
+        self.slices = [
+            part
+            for part in self.slices
+            if owned.get(part.partition.number) is part.partition and part.partition.position == part.start
+        ]
+
+
+def decode_batch(taken: Sequence[tuple[OwnedPartition, list[Message]]]) -> Batch:
+    """Decode and check the messages."""
+    batch = Batch()
+    for partition, messages in taken:
+        assert partition.position is not None
+        part = Slice(partition, partition.position, messages, [])
+        # The append times of a partition rise, so a record below the first one's limit needs no look at its own.
+        limit = _skew_limit(messages[0])
+        refused: list[tuple[int, UndecodableRecord]] = []
+        for index, message in enumerate(messages):
+            record: AnyRecord | None = None
+            try:
+                record = decode(message.value())
+                _check(record, message, limit)
+            except UndecodableRecord as error:
+                refused.append((index, error))
+            part.records.append(record)
+        for index, refusal in refused:
+            batch.refuse(part, index, refusal.reason, str(refusal))
+        part.node_ids = {record.node_id for record in part.records if record is not None}
+        own = [record for record in part.records if isinstance(record, (GpuRecord, ScrapeRecord))]
+        part.heard = {record.node_id for record in own}
+        part.moments = {record.collected_at for record in own}
+        batch.slices.append(part)
+    return batch
+
+
+def _skew_limit(message: Message) -> datetime:
+    return from_milliseconds(message.timestamp()[1]) + CLOCK_SKEW_LIMIT
+
+
+def _check(record: AnyRecord, message: Message, limit: datetime) -> None:
+    """Refuse what no column can hold and no clock can have said."""
+    node_id = record.node_id
+    if message.key() != node_id.encode("utf-8", "surrogatepass"):
+        raise UndecodableRecord("key", f"expected the key {node_id!r}, which is the record's node_id")
+    if isinstance(record, SilenceRecord):
+        return
+    if record.collected_at > limit and record.collected_at > (exact := _skew_limit(message)):
+        raise UndecodableRecord(
+            "clock_skew",
+            f"expected a time before {rfc3339(exact)}, a minute after the broker took it, "
+            f"got {rfc3339(record.collected_at)} - at `$.collected_at`",
+        )
+    if isinstance(record, GpuRecord):
+        instance = record.mig_instance
+        identifiers = node_id + record.gpu_uuid + instance if instance is not None else node_id + record.gpu_uuid
+    else:
+        identifiers = node_id + record.boot_id
+    if len(identifiers) > _CERTAINLY_SHORT and len(msgspec.json.encode(ascii(identifiers))) > LONGEST_KEY_BYTES:
+        raise UndecodableRecord("too_long", f"expected identifiers of together at most {LONGEST_KEY_BYTES} bytes")
+    if _ESCAPED_NUL in cast("bytes", message.value()):
+        _check_text(msgspec.to_builtins(record), "$")
+
+
+def _check_text(value: object, where: str) -> None:
+    """Refuse the character NUL, which no text of PostgreSQL can hold."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise UndecodableRecord("nul", f"expected text without the character NUL - at `{where}`")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _check_text(key, f"{where} (a key)")
+            _check_text(inner, f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_text(inner, f"{where}[{index}]")

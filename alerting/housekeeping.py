@@ -1,0 +1,108 @@
+"""Partitions made ahead and dropped by retention, by one worker at a time.
+
+Dropping detaches first, concurrently: readers and writers of the table go on meanwhile. What a cut-short run leaves
+behind (half detached, or detached and not dropped) is finished by the next.
+"""
+
+import logging
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import psycopg
+from apscheduler.schedulers.background import BackgroundScheduler
+from psycopg import Connection, sql
+
+from alerting.days import PARTITIONED, first_kept_day, partition_day
+from alerting.metrics import Metrics
+from alerting.queries import SQL
+from alerting.settings import AlertingSettings
+from gpu_telemetry import database
+from gpu_telemetry.clock import Clock
+from gpu_telemetry.settings import DatabaseSettings
+
+_log = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    """Keeps the daily partitions."""
+
+    def __init__(
+        self, database_settings: DatabaseSettings, settings: AlertingSettings, metrics: Metrics, clock: Clock
+    ) -> None:
+        self._database_settings = database_settings
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._scheduler = BackgroundScheduler(timezone=UTC)
+
+    def start(self) -> None:
+        """Keep house now, and then at every interval, in a thread of its own."""
+        self._scheduler.add_job(
+            self._run,
+            "interval",
+            minutes=self._settings.housekeeping_minutes,
+            next_run_time=datetime.now(UTC),
+            coalesce=True,
+            max_instances=1,
+            # Late is better than never: the default grace of one second drops runs on a busy machine.
+            misfire_grace_time=None,
+        )
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Begin no other run; one under way is finished by whoever comes next."""
+        self._scheduler.shutdown(wait=False)
+
+    def _run(self) -> None:
+        try:
+            with database.connect(self._database_settings, "gpu-telemetry housekeeping", autocommit=True) as connection:
+                self.keep(connection)
+        except psycopg.Error as error:
+            self._metrics.database_errors.labels("housekeeping").inc()
+            _log.warning("housekeeping: %s; trying again at the next run", str(error).strip())
+
+    def keep(self, connection: Connection[Any]) -> bool:
+        """Do all that is due; False when another worker is at it.
+
+        Raises:
+            psycopg.Error: the database refuses or is gone.
+        """
+        row = connection.execute(SQL["housekeeping_lock"]).fetchone()
+        if row is None or not row[0]:
+            return False
+        today = self._clock.now().date()
+        for parent in PARTITIONED:
+            for ahead in range(self._settings.partitions_ahead_days + 1):
+                self._ensure(connection, parent, today + timedelta(days=ahead))
+        first = first_kept_day(self._clock, self._settings.retention_days)
+        for parent in PARTITIONED:
+            self._drop_before(connection, parent, first)
+        return True
+
+    @staticmethod
+    def _ensure(connection: Connection[Any], parent: str, day: date) -> None:
+        row = connection.execute(SQL["ensure_partition"], {"parent": parent, "day": day}).fetchone()
+        if row is not None and row[0]:
+            _log.info("Made the partition of %s for %s", parent, day)
+
+    @staticmethod
+    def _drop_before(connection: Connection[Any], parent: str, first: date) -> None:
+        attached = connection.execute(SQL["daily_partitions"], {"parent": parent}).fetchall()
+        for name, is_half_detached in attached:
+            day = partition_day(parent, name)
+            if is_half_detached:
+                how = sql.SQL("FINALIZE")
+            elif day is not None and day < first:
+                how = sql.SQL("CONCURRENTLY")
+            else:
+                continue
+            connection.execute(
+                sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}").format(
+                    sql.Identifier("public", parent), sql.Identifier("parts", name), how
+                )
+            )
+        for (name,) in connection.execute(SQL["detached_partitions"]).fetchall():
+            day = partition_day(parent, name)
+            if day is not None and day < first:
+                connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier("parts", name)))
+                _log.info("Dropped the partition of %s for %s: beyond retention", parent, day)

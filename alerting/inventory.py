@@ -1,0 +1,163 @@
+"""What a batch tells of nodes, GPUs and where they stand, and the writing of it in the order of the keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+from psycopg import Connection
+
+from alerting.partition import OwnedNode, Placement
+from alerting.queries import SQL
+from alerting.transitions import NodeStatus
+from gpu_telemetry.records import GpuRecord, ScrapeRecord
+
+# What a placement last said of its GPU; compared as one with each record's.
+described_gpu = attrgetter("model", "driver_version", "pci_bus_id", "memory_total_mib")
+
+
+@dataclass(slots=True)
+class _Turns:
+    """What the closing records of one node in a batch say together: the newest word on each matter."""
+
+    hostname: str | None = None
+    datacenter: str | None = None
+    instance: str | None = None
+    last_seen: datetime | None = None
+    last_heard: datetime | None = None
+    interval_ms: int = 0
+    removed_at: datetime | None = None
+
+    def take(self, record: ScrapeRecord) -> None:
+        self.hostname = record.hostname or self.hostname
+        self.datacenter = record.datacenter or self.datacenter
+        self.instance = record.instance or self.instance
+        self.last_heard = record.collected_at
+        if record.up:
+            self.last_seen = record.collected_at
+        self.interval_ms = record.interval_ms
+        self.removed_at = record.collected_at if record.removed else None
+
+
+class Inventory:
+    """The changes of one batch."""
+
+    def __init__(self) -> None:
+        self._new_nodes: dict[str, GpuRecord | ScrapeRecord] = {}
+        self._turns: dict[str, _Turns] = {}
+        self._gpus: dict[str, GpuRecord] = {}
+        self._new_placements: list[tuple[Placement, GpuRecord]] = []
+
+    def node(self, node: OwnedNode, record: GpuRecord | ScrapeRecord) -> None:
+        """A node that has no row yet was heard of."""
+        node.stored = True
+        self._new_nodes.setdefault(record.node_id, record)
+
+    def turn(self, record: ScrapeRecord) -> None:
+        """A node's newest turn so far closed."""
+        turns = self._turns.get(record.node_id)
+        if turns is None:
+            turns = self._turns[record.node_id] = _Turns()
+        turns.take(record)
+
+    def gpu(self, node: OwnedNode, placement: Placement | None, record: GpuRecord, *, newest: bool) -> Placement:
+        """A GPU at a place where it was not seen before, or that is described otherwise than before; its placement."""
+        if placement is None:
+            placement = Placement(0, described_gpu(record))
+            node.placements[record.gpu_index, record.gpu_uuid, record.mig_instance] = placement
+            self._new_placements.append((placement, record))
+            if newest:
+                self._gpus[record.gpu_uuid] = record
+            else:
+                self._gpus.setdefault(record.gpu_uuid, record)
+        elif newest:
+            placement.gpu = described_gpu(record)
+            self._gpus[record.gpu_uuid] = record
+        return placement
+
+    def write(
+        self, connection: Connection[Any], nodes: Mapping[str, OwnedNode], statuses: Mapping[str, NodeStatus]
+    ) -> None:
+        """Write it; `nodes` are all that the batch touched, with the status that each has now."""
+        self._write_nodes(connection, nodes, statuses)
+        self._write_gpus(connection)
+        self._write_placements(connection)
+
+    def _write_nodes(
+        self, connection: Connection[Any], nodes: Mapping[str, OwnedNode], statuses: Mapping[str, NodeStatus]
+    ) -> None:
+        if self._new_nodes:
+            firsts = list(self._new_nodes.values())
+            connection.execute(
+                SQL["insert_nodes"],
+                {
+                    "node_ids": [record.node_id for record in firsts],
+                    "hostnames": [record.hostname for record in firsts],
+                    "datacenters": [record.datacenter for record in firsts],
+                    "ats": [record.collected_at for record in firsts],
+                },
+            )
+        if self._turns:
+            turns = list(self._turns.values())
+            connection.execute(
+                SQL["update_nodes"],
+                {
+                    "node_ids": list(self._turns),
+                    "hostnames": [turn.hostname for turn in turns],
+                    "datacenters": [turn.datacenter for turn in turns],
+                    "instances": [turn.instance for turn in turns],
+                    "statuses": [statuses[node_id] for node_id in self._turns],
+                    "last_seens": [turn.last_seen for turn in turns],
+                    "last_heards": [turn.last_heard for turn in turns],
+                    "intervals": [turn.interval_ms for turn in turns],
+                    "removed_ats": [turn.removed_at for turn in turns],
+                },
+            )
+        others = sorted(
+            node_id
+            for node_id, node in nodes.items()
+            if node_id not in self._turns and node.stored and statuses[node_id] != node.status
+        )
+        if others:
+            connection.execute(
+                SQL["update_node_statuses"],
+                {"node_ids": others, "statuses": [statuses[node_id] for node_id in others]},
+            )
+        for node_id, node in nodes.items():
+            node.status = statuses[node_id]
+
+    def _write_gpus(self, connection: Connection[Any]) -> None:
+        if not self._gpus:
+            return
+        gpus = list(self._gpus.values())
+        connection.execute(
+            SQL["upsert_gpus"],
+            {
+                "gpu_uuids": [gpu.gpu_uuid for gpu in gpus],
+                "models": [gpu.model for gpu in gpus],
+                "driver_versions": [gpu.driver_version for gpu in gpus],
+                "pci_bus_ids": [gpu.pci_bus_id for gpu in gpus],
+                # The memory of a MIG instance is not the GPU's.
+                "memory_totals": [gpu.memory_total_mib if gpu.mig_instance is None else None for gpu in gpus],
+                "ats": [gpu.collected_at for gpu in gpus],
+            },
+        )
+
+    def _write_placements(self, connection: Connection[Any]) -> None:
+        if not self._new_placements:
+            return
+        made = connection.execute(
+            SQL["insert_placements"],
+            {
+                "node_ids": [record.node_id for _, record in self._new_placements],
+                "gpu_indexes": [record.gpu_index for _, record in self._new_placements],
+                "gpu_uuids": [record.gpu_uuid for _, record in self._new_placements],
+                "mig_instances": [record.mig_instance for _, record in self._new_placements],
+                "mig_profiles": [record.mig_profile for _, record in self._new_placements],
+                "sinces": [record.collected_at for _, record in self._new_placements],
+            },
+        ).fetchall()
+        ids = {tuple(key): placement_id for placement_id, *key in made}
+        for placement, record in self._new_placements:
+            placement.placement_id = ids[record.node_id, record.gpu_index, record.gpu_uuid, record.mig_instance]

@@ -1,0 +1,237 @@
+"""Rows of gpu_metrics and scrapes, in COPY's binary form and back as records."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from psycopg import Cursor
+from psycopg.errors import UniqueViolation
+
+from gpu_telemetry.fields import FIELDS
+from gpu_telemetry.records import SCHEMA_VERSION, GpuRecord, ScrapeRecord
+
+_POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class Table(NamedTuple):
+    """A table that rows are copied into: its columns, and the types that their values are sent as.
+
+    A timestamptz is sent as what it is on the wire, an int8 of microseconds since 2000: many rows share one.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    types: tuple[str, ...]
+
+    @property
+    def _columns(self) -> str:
+        return ", ".join(self.columns)
+
+    @property
+    def copy(self) -> bytes:
+        """The statement that copies into the table."""
+        return f"COPY {self.name} ({self._columns}) FROM STDIN (FORMAT BINARY)".encode()
+
+    @property
+    def create_staging(self) -> bytes:
+        """The statement that makes the temporary table beside it, empty in each transaction."""
+        return (
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS staged_{self.name} (LIKE {self.name}) ON COMMIT DELETE ROWS"
+        ).encode()
+
+    @property
+    def copy_staging(self) -> bytes:
+        """The statement that copies into the temporary table."""
+        return f"COPY staged_{self.name} ({self._columns}) FROM STDIN (FORMAT BINARY)".encode()
+
+    @property
+    def take_staged(self) -> bytes:
+        """The statement that takes over what the table does not hold yet."""
+        return (
+            f"INSERT INTO {self.name} ({self._columns}) SELECT {self._columns} FROM staged_{self.name} "  # noqa: S608 - names of this module
+            "ON CONFLICT DO NOTHING"
+        ).encode()
+
+
+def _column_type(name: str) -> str:
+    hint = msgspec.inspect.type_info(GpuRecord.__annotations__[name])
+    options = hint.types if isinstance(hint, msgspec.inspect.UnionType) else (hint,)
+    for option in options:
+        if isinstance(option, msgspec.inspect.IntType):
+            return "int4" if option.le is not None and option.le < 2**31 else "int8"
+    return "float8"
+
+
+_MEASURED: Final = tuple(field.name for field in FIELDS)
+GPU_METRICS: Final = Table(
+    "gpu_metrics",
+    ("placement_id", "node_id", "gpu_index", *_MEASURED, "workloads", "fields", "rejected", "collected_at"),
+    ("int4", "text", "int4", *map(_column_type, _MEASURED), "jsonb", "jsonb", "jsonb", "int8"),
+)
+SCRAPES: Final = Table(
+    "scrapes",
+    (
+        "node_id",
+        "bridge_id",
+        "boot_id",
+        "seq",
+        "collected_at",
+        "up",
+        "reason",
+        "gpu_records",
+        "gpu_uuids",
+        "duration_ms",
+        "interval_ms",
+        "changed_at",
+        "drops",
+        "trace",
+        "removed",
+    ),
+    (
+        "text",
+        "text",
+        "text",
+        "int8",
+        "int8",
+        "bool",
+        "text",
+        "int4",
+        "text[]",
+        "float8",
+        "int4",
+        "int8",
+        "jsonb",
+        "text",
+        "bool",
+    ),
+)
+EVENTS: Final = Table(
+    "alert_events",
+    (
+        "alert_id",
+        "rule",
+        "alert_type",
+        "node_id",
+        "gpu_index",
+        "gpu_uuid",
+        "mig_instance",
+        "transition",
+        "severity",
+        "message",
+        "threshold_value",
+        "actual_value",
+        "reason",
+        "actor",
+        "details",
+        "started_at",
+        "at",
+    ),
+    (
+        "int8",
+        "text",
+        "text",
+        "text",
+        "int4",
+        "text",
+        "text",
+        "text",
+        "text",
+        "text",
+        "float8",
+        "float8",
+        "text",
+        "text",
+        "jsonb",
+        "int8",
+        "int8",
+    ),
+)
+
+measured_values = attrgetter(*_MEASURED)
+
+
+def wire_time(moment: datetime) -> int:
+    """A time as PostgreSQL sends it: microseconds since 2000."""
+    return (moment - _POSTGRES_EPOCH) // _MICROSECOND
+
+
+def gpu_row(placement_id: int, record: GpuRecord, collected_at: int) -> tuple[Any, ...]:
+    """The row of a GPU record; `collected_at` is its time on the wire."""
+    return (
+        placement_id,
+        record.node_id,
+        record.gpu_index,
+        *measured_values(record),
+        record.workloads or None,
+        record.fields or None,
+        record.rejected or None,
+        collected_at,
+    )
+
+
+def scrape_row(record: ScrapeRecord, collected_at: int) -> tuple[Any, ...]:
+    """The row of a closing record; `collected_at` is its time on the wire."""
+    return (
+        record.node_id,
+        record.bridge_id,
+        record.boot_id,
+        record.seq,
+        collected_at,
+        record.up,
+        record.reason,
+        record.gpu_records,
+        record.gpu_uuids,
+        record.duration_ms,
+        record.interval_ms,
+        None if record.changed_at is None else wire_time(record.changed_at),
+        record.drops or None,
+        record.trace,
+        record.removed,
+    )
+
+
+def copy_rows(cursor: Cursor[Any], table: Table, rows: Iterable[Sequence[Any]], *, staged: bool = False) -> None:
+    """Copy rows into the table, or into the temporary one beside it."""
+    with cursor.copy(table.copy_staging if staged else table.copy) as copy:
+        copy.set_types(table.types)
+        write_row = copy.write_row
+        for row in rows:
+            write_row(row)
+
+
+def store_rows(cursor: Cursor[Any], table: Table, rows: Sequence[Sequence[Any]]) -> int:
+    """Store rows that the table may hold already; give how many it held.
+
+    Only a topic that is read again can bring such rows, so they are looked for after a first one was met, at twice
+    the cost.
+    """
+    if not rows:
+        return 0
+    try:
+        with cursor.connection.transaction():
+            copy_rows(cursor, table, rows)
+    except UniqueViolation:
+        cursor.execute(table.create_staging)
+        copy_rows(cursor, table, rows, staged=True)
+        cursor.execute(table.take_staged)
+        return len(rows) - cursor.rowcount
+    return 0
+
+
+def gpu_record_of(row: Mapping[str, Any]) -> GpuRecord:
+    """The record of a stored row, as the engine is given it; what the row does not tell stands as `stored`."""
+    values = {name: value for name, value in row.items() if value is not None and name in _RECORD_FIELDS}
+    values |= {"schema_version": SCHEMA_VERSION, "bridge_id": "stored", "boot_id": "stored", "seq": 1, "kind": "gpu"}
+    return msgspec.convert(values, GpuRecord)
+
+
+def scrape_record_of(row: Mapping[str, Any]) -> ScrapeRecord:
+    """The record of a stored closing record."""
+    values = {name: value for name, value in row.items() if value is not None}
+    return msgspec.convert(values | {"schema_version": SCHEMA_VERSION, "kind": "scrape"}, ScrapeRecord)
+
+
+_RECORD_FIELDS: Final = frozenset(GpuRecord.__struct_fields__)

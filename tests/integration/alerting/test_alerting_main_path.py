@@ -1,0 +1,86 @@
+"""Records in; rows, alerts, decisions and actions out."""
+
+
+def test_an_overheating_gpu_is_stored_warned_of_raised_acted_on_and_resolved(stream, make_fleet, start, wait_for):
+    fleet = make_fleet()
+    hot = ("node-2", 3)
+    for temperature in (60, 92, 96.3, 80, 60):
+        stream.send(*fleet.round({hot: temperature}))
+    stream.flush()
+    start()
+    wait_for(lambda: stream.count("alerts", "status = 'resolved'") == 1, 30)
+    assert stream.count("gpu_metrics") == 5 * 2 * 4
+    assert stream.count("scrapes") == 5 * 2
+    assert stream.count("placements") == 8
+    newest = stream.query(
+        "SELECT node_id, gpu_index, temperature_celsius, collected_at FROM gpu_metrics"
+        " ORDER BY collected_at DESC LIMIT 10"
+    )
+    assert len(newest) == 10
+    [alert] = stream.query(
+        "SELECT node_id, gpu_index, alert_type, severity, message, threshold_value, actual_value, resolved_reason"
+        " FROM alerts"
+    )
+    assert alert == ("node-2", 3, "high_temperature", "critical", "GPU temperature is 96.3°C", 90.0, 96.3, "cleared")
+    transitions = [row[0] for row in stream.query("SELECT transition FROM alert_events ORDER BY id")]
+    assert transitions == ["fired", "raised", "resolved"]
+    actions = stream.query(
+        "SELECT a.alert_type, a.severity, aa.action_type, aa.action_details, aa.transition"
+        " FROM alerts a JOIN alert_actions aa ON a.id = aa.alert_id ORDER BY aa.id"
+    )
+    assert [(action[2], action[4]) for action in actions] == [
+        ("notify", "fired"),
+        ("notify", "raised"),
+        ("migrate_workload", "raised"),
+        ("notify", "resolved"),
+    ]
+    wait_for(lambda: stream.count("alert_actions", "status IN ('pending', 'running')") == 0, 20)
+    outcomes = stream.query("SELECT action_type, status, reason FROM alert_actions ORDER BY id")
+    assert outcomes == [
+        ("notify", "succeeded", None),
+        ("notify", "succeeded", None),
+        ("migrate_workload", "skipped", "over"),
+        ("notify", "succeeded", None),
+    ]
+    assert stream.taken_in() == 5 * 2 * 5
+
+
+def test_statuses_and_times_of_nodes_follow_their_closing_records(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=1)
+    stream.send(*fleet.turn("node-1", {0: 97}))
+    fleet.at += fleet.interval
+    seen = fleet.at
+    stream.send(*fleet.turn("node-1", {0: 97}))
+    fleet.at += fleet.interval
+    stream.send(*fleet.turn("node-1", up=False))
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 11, 30)
+    [(status, last_seen, last_heard, interval, hostname)] = stream.query(
+        "SELECT status, last_seen, last_heard, interval_ms, hostname FROM nodes"
+    )
+    assert (status, last_seen, last_heard, interval, hostname) == (
+        "critical",
+        seen,
+        fleet.at,
+        30000,
+        "node-1.example",
+    )
+
+
+def test_the_state_survives_a_restart(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=1)
+    stream.send(*fleet.turn("node-1", {0: 92}))
+    stream.flush()
+    first = start()
+    wait_for(lambda: stream.count("alerts") == 1, 30)
+    first.stop()
+    fleet.at += fleet.interval
+    stream.send(*fleet.turn("node-1", {0: 88}))  # hysteresis: still firing
+    fleet.at += fleet.interval
+    stream.send(*fleet.turn("node-1", {0: 96}))
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 15, 30)
+    assert stream.query("SELECT severity, status FROM alerts") == [("critical", "active")]
+    assert [row[0] for row in stream.query("SELECT transition FROM alert_events ORDER BY id")] == ["fired", "raised"]
