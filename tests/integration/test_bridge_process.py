@@ -1,0 +1,318 @@
+"""The bridge as a process, before a real Kafka: what arrives, what an outage costs, how it ends."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from gpu_telemetry.kafka import ensure_topics
+from gpu_telemetry.local.kafka import KafkaServer
+from gpu_telemetry.records import GpuRecord, ScrapeRecord, decode
+from gpu_telemetry.settings import KafkaSettings
+
+pytestmark = pytest.mark.integration
+
+PAGE = """\
+# HELP DCGM_FI_DEV_GPU_TEMP GPU temperature (in C).
+# TYPE DCGM_FI_DEV_GPU_TEMP gauge
+DCGM_FI_DEV_GPU_TEMP{{gpu="0",UUID="GPU-{node}",device="nvidia0",modelName="NVIDIA H100",Hostname="{node}"}} {value}
+"""
+
+
+class _Exporter(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        node = self.path.strip("/").partition("/")[0]
+        self.server.scrapes[node] += 1
+        body = PAGE.format(node=node, value=self.server.scrapes[node] % 80).encode()
+        self.send_response(500 if node.startswith("broken") else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def exporters():
+    """A server whose path /NODE/metrics is an exporter; `scrapes` counts by node."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Exporter)
+    server.daemon_threads = True
+    server.scrapes = defaultdict(int)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Bridge:
+    """A bridge's process, its log and its port."""
+
+    def __init__(self, folder, exporters, port, environment, arguments=()):
+        self.port = port
+        self.log = folder / "bridge.log"
+        self.targets = folder / "targets.json"
+        self._exporter_port = exporters.server_port
+        self._arguments = arguments
+        self._environment = {
+            "BRIDGE_TARGETS_FILE": str(self.targets),
+            "BRIDGE_LISTEN": f"127.0.0.1:{port}",
+            "BRIDGE_INTERVAL_SECONDS": "0.5",
+            "BRIDGE_REFRESH_SECONDS": "0.2",
+        } | environment
+        self.process = None
+
+    def list(self, *nodes):
+        """Write the targets file."""
+        groups = [
+            {
+                "targets": [f"127.0.0.1:{self._exporter_port}"],
+                "labels": {
+                    "node_id": node,
+                    "datacenter": "us-west-1",
+                    "instance": f"{node}:9400",
+                    "__metrics_path__": f"/{node}/metrics",
+                },
+            }
+            for node in nodes
+        ]
+        new = self.targets.with_suffix(".new")
+        new.write_text(json.dumps(groups))
+        new.replace(self.targets)
+
+    def start(self, *nodes):
+        self.list(*nodes)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("BRIDGE_", "KAFKA_"))}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gpu_telemetry.cli", "bridge", *self._arguments],
+                env=environment | self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def metric(self, name):
+        """A number of its own metrics; None before it serves them."""
+        try:
+            page = self.get("/metrics")
+        except OSError:
+            return None
+        return next((float(line.split(" ")[1]) for line in page.splitlines() if line.startswith(f"{name} ")), None)
+
+    def said(self):
+        return self.log.read_text()
+
+    def end(self, deadline_seconds=15.0):
+        """End it by SIGTERM; its exit status and how long it took."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(deadline_seconds), time.monotonic() - began
+
+
+@pytest.fixture
+def bridge(tmp_path, exporters, free_ports):
+    """`bridge(bootstrap, topic, ...)`: a bridge that is started by `start(nodes)` and ended with the test."""
+    made = []
+
+    def make(bootstrap, topic, *arguments, **environment):
+        settings = {"KAFKA_BOOTSTRAP_SERVERS": bootstrap, "KAFKA_TOPIC": topic, "KAFKA_DLQ_TOPIC": f"{topic}.dlq"}
+        made.append(Bridge(tmp_path, exporters, *free_ports(1), settings | environment, arguments))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.process is not None and one.process.poll() is None:
+            one.process.kill()
+            one.process.wait(10)
+
+
+@pytest.fixture
+def topic(kafka_bootstrap, topic_names):
+    """A topic of this test alone on the session's broker."""
+    ensure(kafka_bootstrap, topic_names.topic)
+    return topic_names.topic
+
+
+def ensure(bootstrap, topic):
+    ensure_topics(KafkaSettings(bootstrap_servers=bootstrap, topic=topic, dlq_topic=f"{topic}.dlq", partitions=3))
+
+
+def read(bootstrap, topic):
+    """All records that the topic holds now, decoded, each partition in order; a record's key is checked."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": f"read-{topic}", "enable.auto.commit": False})
+    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+    ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
+    consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+    records, deadline = [], time.monotonic() + 20
+    while len(records) < sum(ends.values()):
+        assert time.monotonic() < deadline
+        for message in consumer.consume(500, timeout=0.2):
+            assert message.error() is None
+            record = decode(message.value())
+            assert message.key().decode() == record.node_id
+            records.append(record)
+    consumer.close()
+    return records
+
+
+def closings(records, node):
+    return [record for record in records if isinstance(record, ScrapeRecord) and record.node_id == node]
+
+
+def assert_complete(records, node):
+    """Every turn is there once, in order, with what it announced before it."""
+    mine = [record for record in records if record.node_id == node]
+    assert [turn.seq for turn in closings(records, node)] == list(range(1, len(closings(records, node)) + 1))
+    announced = 0
+    for record in mine:
+        if isinstance(record, GpuRecord):
+            announced += 1
+        else:
+            assert record.gpu_records == announced
+            announced = 0
+    assert announced == 0
+
+
+def test_what_is_scraped_arrives_and_is_said_in_plain_words(bridge, kafka_bootstrap, topic, wait_for):
+    one = bridge(kafka_bootstrap, topic).start("node-1", "node-2", "broken-1")
+    wait_for(lambda: "Published" in one.said() and (one.metric("gpu_bridge_scrapes_total") or 0) >= 9, 30, one.said)
+    status, took = one.end()
+    assert (status, took < 10) == (0, True), one.said()
+    records = read(kafka_bootstrap, topic)
+    for node in ("node-1", "node-2", "broken-1"):
+        assert_complete(records, node)
+    gpu = next(record for record in records if isinstance(record, GpuRecord))
+    assert gpu.gpu_uuid == f"GPU-{gpu.node_id}"
+    assert (gpu.datacenter, gpu.hostname) == ("us-west-1", gpu.node_id)
+    assert {turn.reason for turn in closings(records, "broken-1")} == {"http_500"}
+    assert all(turn.up for turn in closings(records, "node-1"))
+    assert "Starting collector, polling 3 nodes every 0.5s" in one.said()
+    assert "Published 2 GPU records to Kafka" in one.said()
+    assert one.said().count("broken-1: scrape failed: http_500 (HTTP status 500)") == 1
+    assert "Could not deliver" not in one.said()
+
+
+def test_sigterm_delivers_what_is_queued_before_it_ends(bridge, kafka_bootstrap, topic, exporters, wait_for):
+    one = bridge(kafka_bootstrap, topic).start(*(f"node-{number}" for number in range(50)))
+    wait_for(lambda: sum(exporters.scrapes.values()) >= 60, 30, one.said)
+    status, took = one.end()
+    assert (status, took < 10) == (0, True), one.said()
+    records = read(kafka_bootstrap, topic)
+    scraped = sum(exporters.scrapes.values())
+    # Scrapes that were under way at the signal are given up; all that had ended are there.
+    assert scraped - 50 <= sum(isinstance(record, ScrapeRecord) for record in records) <= scraped
+    for number in range(50):
+        assert_complete(records, f"node-{number}")
+
+
+def test_an_outage_of_kafka_costs_time_and_no_record(bridge, tmp_path, free_ports, wait_for, kafka_server):
+    assert kafka_server.pid  # the jars are there: another test's broker runs
+    server = KafkaServer(tmp_path / "kafka", *free_ports(2), log=tmp_path / "kafka.log")
+    server.start()
+    try:
+        ensure(server.bootstrap, "outage")
+        one = bridge(server.bootstrap, "outage").start("node-1", "node-2", "node-3")
+        wait_for(lambda: (one.metric("gpu_bridge_delivered_messages_total") or 0) > 10, 30, one.said)
+        server.stop()
+        scraped = one.metric("gpu_bridge_scrapes_total")
+        wait_for(lambda: one.metric("gpu_bridge_scrapes_total") >= scraped + 15, 30, one.said)
+        server.start()
+        delivered = one.metric("gpu_bridge_delivered_messages_total")
+        wait_for(lambda: one.metric("gpu_bridge_delivered_messages_total") >= delivered + 60, 60, one.said)
+        status, _ = one.end()
+        assert status == 0, one.said()
+        records = read(server.bootstrap, "outage")
+        for node in ("node-1", "node-2", "node-3"):
+            assert_complete(records, node)
+            turns = closings(records, node)
+            assert not any(turn.drops for turn in turns)
+            gaps = [(b.collected_at - a.collected_at).total_seconds() for a, b in itertools.pairwise(turns)]
+            assert max(gaps) < 1.5, "scraping went on"
+    finally:
+        server.stop()
+
+
+def test_a_full_queue_drops_whole_scrapes_and_the_next_closing_record_tells(
+    bridge, tmp_path, free_ports, wait_for, kafka_server
+):
+    assert kafka_server.pid
+    server = KafkaServer(tmp_path / "kafka", *free_ports(2), log=tmp_path / "kafka.log")
+    one = bridge(server.bootstrap, "late", BRIDGE_QUEUE_SCRAPES="5").start("node-1")
+    wait_for(lambda: (one.metric("gpu_bridge_scrapes_total") or 0) >= 12, 60, one.said)
+    server.start()
+    try:
+        ensure(server.bootstrap, "late")
+        wait_for(lambda: (one.metric("gpu_bridge_delivered_messages_total") or 0) >= 20, 60, one.said)
+        status, _ = one.end()
+        assert status == 0, one.said()
+        turns = closings(read(server.bootstrap, "late"), "node-1")
+    finally:
+        server.stop()
+    dropped = turns[0].seq - 1
+    assert dropped >= 7
+    assert [turn.seq for turn in turns] == list(range(dropped + 1, dropped + 1 + len(turns)))
+    told = turns[-1].drops["queue_full"]
+    assert (told.scrapes, told.gpu_records) == (dropped, dropped)
+    assert "scraping goes on, records wait" in one.said()
+
+
+def test_what_cannot_be_delivered_at_the_end_is_said(bridge, free_ports, wait_for):
+    (nobody,) = free_ports(1)
+    one = bridge(f"127.0.0.1:{nobody}", "nowhere", BRIDGE_FLUSH_SECONDS="1").start("node-1")
+    wait_for(lambda: (one.metric("gpu_bridge_queue_scrapes") or 0) >= 3, 30, one.said)
+    status, took = one.end()
+    assert (status, took < 6) == (0, True), one.said()
+    assert "GPU records of" in one.said().split("Could not deliver")[1]
+
+
+def test_once_scrapes_every_node_publishes_and_ends(bridge, kafka_bootstrap, topic):
+    one = bridge(kafka_bootstrap, topic, "--once", "--log-format", "json").start("node-1", "broken-1")
+    assert one.process.wait(30) == 0, one.said()
+    assert len(read(kafka_bootstrap, topic)) == 3
+    messages = [json.loads(line)["message"] for line in one.said().splitlines()]
+    assert "Published 1 GPU records to Kafka" in messages
+    assert "Scraped 1 of 2 nodes" in messages
+
+
+def test_once_fails_when_nothing_could_be_scraped(bridge, kafka_bootstrap, topic):
+    one = bridge(kafka_bootstrap, topic, "--once").start("broken-1")
+    assert one.process.wait(30) == 1, one.said()
+
+
+def test_check_config_prints_the_targets_or_what_is_wrong_with_them(bridge, free_ports):
+    (nobody,) = free_ports(1)
+    one = bridge(f"127.0.0.1:{nobody}", "none", "--check-config").start("node-1", "node-2")
+    assert one.process.wait(30) == 0
+    assert "node-1\tus-west-1\thttp://127.0.0.1:" in one.said()
+    one.start("node-1", "node-1")
+    assert one.process.wait(30) == 2
+    assert "node_id 'node-1' is claimed by two targets" in one.said()
+
+
+def test_a_missing_topic_is_said_and_waited_for(bridge, kafka_bootstrap, topic_names, wait_for):
+    one = bridge(kafka_bootstrap, topic_names.topic).start("node-1")
+    wait_for(lambda: f"topic {topic_names.topic} does not exist: run `gpu-telemetry topics ensure`" in one.said(), 30)
+    ensure(kafka_bootstrap, topic_names.topic)
+    wait_for(lambda: (one.metric("gpu_bridge_delivered_messages_total") or 0) >= 4, 40, one.said)
+    assert one.end()[0] == 0
+    assert_complete(read(kafka_bootstrap, topic_names.topic), "node-1")
