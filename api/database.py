@@ -141,7 +141,7 @@ class Database:
             raise Unavailable(
                 f"the query took longer than {self._statement_timeout_seconds:g} s: ask for less, or again later"
             ) from error
-        except psycopg.errors.TransactionRollback as error:  # a deadlock: the other side goes on
+        except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
             _log.warning("The database gave a transaction up: %s", error)
             raise Unavailable("others were changing the same rows", retry_after=1) from error
         except SchemaError as error:

@@ -1,6 +1,7 @@
 """Errors of the REST API: RFC 9457 documents that name what was wrong, whatever a client sends."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import psycopg
@@ -13,6 +14,7 @@ from api.app import create_app
 from api.metrics import LatestKey
 from api.nodes import NodeKey
 from api.parameters import encode_cursor
+from api.problems import Unavailable
 from api.resources import resources
 from api.settings import ApiSettings
 from gpu_telemetry.database import upgrade
@@ -237,6 +239,27 @@ def test_a_query_that_takes_too_long_is_cancelled_and_told(fleet_url):
         assert app.test_client().get("/api/v1/nodes").status_code == 200
     finally:
         resources(app).database.close()
+
+
+def test_a_deadlock_is_told_as_something_to_try_again(writing_client, fleet_url):
+    database = resources(writing_client.application).database
+    lock = "SELECT FROM alerts WHERE id = %s FOR UPDATE"
+    with psycopg.connect(fleet_url) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("SET deadlock_timeout = '1min'")  # so that the API's side notices first and gives up
+        other.execute(lock, [42])
+
+        def lock_in_the_other_order():
+            with database.writing() as connection:
+                connection.execute(lock, [41])
+                waiting = pool.submit(other.execute, lock, [41])
+                try:
+                    connection.execute(lock, [42])
+                finally:
+                    connection.rollback()
+                    waiting.result(10)
+
+        with pytest.raises(Unavailable, match="others were changing the same rows"):
+            lock_in_the_other_order()
 
 
 def test_a_connection_that_is_lost_in_the_middle_is_told_and_the_next_request_is_answered(writing_client, fleet_url):

@@ -75,7 +75,8 @@ def filled_url(postgres_url):
         )
         connection.execute(
             "INSERT INTO alerts (rule, alert_type, node_id, severity, message, status, triggered_at)"
-            " VALUES ('exporter_down', 'exporter_down', 'node-1', 'critical', 'Exporter is down', 'active', now())"
+            " SELECT rule, rule, 'node-1', 'critical', 'Exporter is down', 'active', now()"
+            " FROM unnest(ARRAY['exporter_down', 'exporter_frozen']) rule"
         )
     return postgres_url
 
@@ -84,15 +85,17 @@ def children(process):
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def test_it_serves_and_ends_in_peace_on_sigterm(serve, filled_url, tmp_path):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_and_ends_in_peace_when_told_to(serve, filled_url, tmp_path, told):
     with serve(filled_url) as served:
         assert served.get("/readyz").json() == {"status": "ready"}
         assert [node["node_id"] for node in served.get("/api/v1/nodes").json()] == ["node-1"]
-        link = served.get("/api/v1/nodes?limit=1").headers.get("Link")
-        assert link is None
+        first = served.get("/api/v1/alerts?limit=1")
+        (rest,) = httpx.get(first.links["next"]["url"]).json()
+        assert {first.json()[0]["id"], rest["id"]} == {1, 2}
         resolved = httpx.post(f"{served.url}/api/v1/alerts/1/resolve", json={"actor": "jane"}).json()
         assert resolved["status"] == "resolved"
-        served.process.send_signal(signal.SIGTERM)
+        served.process.send_signal(told)
         assert served.process.wait(10) == 0
     assert not list(tmp_path.glob("gpu-telemetry-api-*")), "the files of the metrics must go with the server"
 
