@@ -212,7 +212,7 @@ class IncreaseRule(_GpuRule):
         return name
 
 
-def _xid_class(text: object) -> XidClass:
+def _xid_class(text: str) -> XidClass:
     try:
         return XidClass(text)
     except ValueError:

@@ -142,7 +142,7 @@ def test_all_errors_of_a_file_are_told_together():
 
 
 def test_two_rules_of_one_name_are_refused():
-    with pytest.raises(RulesError, match="^rules.yml: rule r: key name: expected each name once$"):
+    with pytest.raises(RulesError, match=r"^rules\.yml: rule r: key name: expected each name once$"):
         parse_rules(f"rules: [{{{GOOD}}}, {{{GOOD}}}]")
 
 
