@@ -4,7 +4,7 @@ What no column can hold is found here, record by record; only what PostgreSQL al
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, cast
 
@@ -46,6 +46,10 @@ class Slice:
     heard: set[str] = field(default_factory=set)
     moments: set[datetime] = field(default_factory=set)
 
+    def first(self, count: int) -> "Slice":
+        """The slice of the first so many messages."""
+        return replace(self, messages=self.messages[:count], records=self.records[:count])
+
     @property
     def next_offset(self) -> int:
         """The offset behind the last message."""
@@ -72,6 +76,13 @@ class Batch:
         self.dead.append(letter)
         if origin is not None:
             self.drops.append((origin, reason))
+
+    def first(self, places: Sequence[tuple[Slice, int]]) -> "Batch":
+        """A batch for a trial: of each partition the records at these places, and what comes before them."""
+        counts: dict[int, int] = {}
+        for part, index in places:
+            counts[id(part)] = index + 1
+        return Batch([part.first(counts[id(part)]) for part in self.slices if id(part) in counts])
 
     def keep(self, owned: dict[int, OwnedPartition]) -> None:
         """Leave out the partitions that are not owned any more, or were placed anew meanwhile."""

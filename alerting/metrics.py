@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -15,6 +16,8 @@ from prometheus_client import (
     ProcessCollector,
     make_wsgi_app,
 )
+
+from alerting.transaction import Outcome
 
 _BATCH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _BATCH_RECORDS = (1, 10, 100, 500, 1000, 2500, 5000, 10_000, 20_000)
@@ -65,6 +68,21 @@ class Metrics:
             registry=self.registry,
         )
         self.backlog = self._gauge("actions_waiting", "Actions that wait or are under way.", ("action",))
+
+    def count(self, outcome: Outcome, records: int, seconds: float, now: datetime) -> None:
+        """Count what a committed batch came to."""
+        self.stored.labels("gpu").inc(outcome.gpu_rows)
+        self.stored.labels("scrape").inc(outcome.scrapes)
+        self.duplicates.inc(outcome.duplicates)
+        self.late.inc(outcome.late)
+        self.beyond_retention.inc(outcome.beyond_retention)
+        self.commands.inc(outcome.commands)
+        for _, transition in outcome.transitions:
+            self.transitions.labels(transition.key.rule, transition.kind).inc()
+        if records:
+            self.batch_records.observe(records)
+            self.batch_seconds.observe(seconds)
+        self.last_commit.set(now.timestamp())
 
     def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(f"alert_engine_{name}", text, tuple(labels), registry=self.registry)

@@ -19,13 +19,17 @@ from alerting.days import Days
 from alerting.dead_letters import DeadLetterPublisher, make_producer
 from alerting.engine import Engine
 from alerting.housekeeping import Housekeeping
+from alerting.intake import Intake
+from alerting.lookout import Lookout
 from alerting.metrics import Metrics, make_listener
 from alerting.outbox import Outbox, OutboxThreads
 from alerting.retrying import delay_seconds
 from alerting.rules import SHIPPED_RULES, load_rules
+from alerting.session import APPLICATION, Session
 from alerting.settings import AlertingSettings
 from alerting.silence_publisher import SilencePublisher
-from alerting.worker import APPLICATION, Worker
+from alerting.transaction import BatchTransaction
+from alerting.worker import Worker
 from gpu_telemetry import database
 from gpu_telemetry.clock import SystemClock
 from gpu_telemetry.kafka import verify_topics
@@ -49,7 +53,7 @@ class Service:
         self._settings = settings
         self._stop = threading.Event()
         self._decided = threading.Event()
-        self._worker: Worker | None = None
+        self._session: Session | None = None
 
     def stop(self) -> None:
         """Stop soon; may be called from a signal handler."""
@@ -74,23 +78,42 @@ class Service:
         try:
             partitions = self._await_everything()
             producer = make_producer(self._kafka, settings.worker_id)
-            worker = Worker(
-                kafka=self._kafka,
-                database_settings=self._database_settings,
-                settings=settings,
-                partitions=partitions,
-                stream=RecordStream(self._kafka, settings),
-                ends=LogEnds(self._kafka),
+            session = Session(self._database_settings, metrics)
+            stream = RecordStream(self._kafka, settings)
+            days = Days(clock, settings.retention_days)
+            intake = Intake(
+                session=session,
+                stream=stream,
+                transaction=BatchTransaction(engine, days, self._kafka.topic, partitions),
                 dead_letters=DeadLetterPublisher(producer, self._kafka.dlq_topic),
+                days=days,
+                metrics=metrics,
+                clock=clock,
+                stop=self._stop,
+            )
+            lookout = Lookout(
+                session=session,
+                ends=LogEnds(self._kafka),
                 silences=SilencePublisher(producer, self._kafka.topic),
                 engine=engine,
-                days=Days(clock, settings.retention_days),
+                worker_id=settings.worker_id,
+                metrics=metrics,
+                clock=clock,
+            )
+            worker = Worker(
+                topic=self._kafka.topic,
+                partitions=partitions,
+                settings=settings,
+                session=session,
+                stream=stream,
+                intake=intake,
+                lookout=lookout,
                 metrics=metrics,
                 clock=clock,
                 stop=self._stop,
                 decided=self._decided,
             )
-            self._worker = worker
+            self._session = session
             self._run_beside(worker, metrics, clock)
             producer.flush(2.0)
         except Stopped:
@@ -100,7 +123,7 @@ class Service:
             listener.server_close()
 
     def _problems(self) -> list[str]:
-        return ["waits for Kafka and the database"] if self._worker is None else self._worker.problems()
+        return ["waits for Kafka and the database"] if self._session is None else self._session.problems()
 
     def _run_beside(self, worker: Worker, metrics: Metrics, clock: SystemClock) -> None:
         settings = self._settings

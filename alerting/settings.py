@@ -61,7 +61,8 @@ class AlertingSettings(Settings):
         60.0, gt=0, le=1440, description="How often partitions are made ahead and dropped by retention."
     )
     actions_dry_run: bool = Field(
-        default=True, description="Whether a remediation is only written down (skipped: dry_run) instead of carried out."
+        default=True,
+        description="Whether a remediation is only written down (skipped: dry_run) instead of carried out.",
     )
     action_workers: int = Field(4, ge=1, le=64, description="How many actions are carried out at one time.")
     action_timeout_seconds: float = Field(10.0, gt=0, le=300, description="How long a receiver may take to answer.")

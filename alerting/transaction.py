@@ -86,11 +86,11 @@ class BatchTransaction:
         batch: Batch,
         owned: Sequence[OwnedPartition],
         *,
-        trial_of: int | None = None,
+        is_trial: bool = False,
     ) -> Outcome:
         """Take the batch in and commit; `owned` are all partitions that the worker reads.
 
-        With `trial_of` only that many of the batch's records are taken in, and nothing is kept.
+        A trial keeps nothing.
 
         Raises:
             Fenced: another worker wrote for one of the partitions.
@@ -103,12 +103,12 @@ class BatchTransaction:
         late = self._engine.counts.late
         self._commands_at_hand = []
         try:
-            with connection.transaction(force_rollback=trial_of is not None):
-                outcome = self._take_in(connection, batch, owned, trial_of)
+            with connection.transaction(force_rollback=is_trial):
+                outcome = self._take_in(connection, batch, owned)
         except BaseException:
             self._forget(batch)
             raise
-        if trial_of is not None:
+        if is_trial:
             self._forget(batch)
             return outcome
         outcome.late = self._engine.counts.late - late
@@ -117,9 +117,7 @@ class BatchTransaction:
             part.partition.holes.clear()
         return outcome
 
-    def _take_in(
-        self, connection: Connection[Any], batch: Batch, owned: Sequence[OwnedPartition], trial_of: int | None
-    ) -> Outcome:
+    def _take_in(self, connection: Connection[Any], batch: Batch, owned: Sequence[OwnedPartition]) -> Outcome:
         self._fence(connection, owned)
         folded = _Folded()
         commands = self._commands_at_hand = self._commands(connection, owned)
@@ -130,12 +128,8 @@ class BatchTransaction:
                 (command.alert_id, transition) for transition in self._engine.resolve(state, command.resolve)
             ]
         inventory = Inventory()
-        left = trial_of
         for part in batch.slices:
-            records = part.records if left is None else part.records[:left]
-            if left is not None:
-                left -= len(records)
-            self._fold(part.partition.nodes, records, folded, inventory)
+            self._fold(part.partition.nodes, part.records, folded, inventory)
         for origin, reason in batch.drops:
             folded.drop(origin.node_id, origin.collected_at, reason, gpu=origin.kind == "gpu")
         return self._write(connection, batch, commands, folded, inventory)

@@ -1,0 +1,119 @@
+"""Looks out, now and then: how far behind this worker is, which nodes are silent, which rules cannot fire."""
+
+import logging
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final
+
+import psycopg
+
+from alerting.consumer import LogEnds
+from alerting.engine import Engine
+from alerting.metrics import Metrics
+from alerting.node_state import LONG_AGO
+from alerting.partition import OwnedPartition
+from alerting.restore import restore_nodes
+from alerting.retrying import is_outage
+from alerting.session import Session
+from alerting.silence_publisher import MOST_A_ROUND, SilencePublisher
+from gpu_telemetry.clock import Clock
+from gpu_telemetry.records import SCHEMA_VERSION, SilenceRecord
+
+_log = logging.getLogger(__name__)
+
+EVERY_SECONDS: Final = 0.5
+# A rule on a field that no record held for this long is worth a line in the log.
+_UNSEEN_AFTER_SECONDS: Final = 600.0
+
+
+class Lookout:
+    """The worker's view of its partitions as a whole."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        ends: LogEnds,
+        silences: SilencePublisher,
+        engine: Engine,
+        worker_id: str,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._session = session
+        self._ends = ends
+        self._silences = silences
+        self._engine = engine
+        self._worker_id = worker_id
+        self._metrics = metrics
+        self._clock = clock
+        self._began_at = clock.monotonic()
+        self._looked_at = float("-inf")
+        self._has_told_unseen = False
+
+    def look(self, placed: Sequence[OwnedPartition], now: float) -> None:
+        """Look, if it is time to."""
+        if now - self._looked_at < EVERY_SECONDS:
+            return
+        self._looked_at = now
+        answer = self._ends.poll([part.number for part in placed], now)
+        if answer is not None:
+            self._measure(placed, *answer)
+        for part in placed:
+            self._tell_silence(part)
+        self._silences.poll()
+        self._metrics.partitions.set(len(placed))
+        self._metrics.nodes.set(sum(len(part.watch) for part in placed))
+        known = [self._began_at if (until := part.watch.caught_up_until) is None else until for part in placed]
+        self._metrics.lag_seconds.set(now - min(known, default=now))
+        self._tell_unseen(now)
+
+    def _measure(self, placed: Sequence[OwnedPartition], asked_at: float, ends: dict[int, int]) -> None:
+        """Compare the positions with the log's ends, as the broker told them for that time."""
+        behind = 0
+        for part in placed:
+            end = ends.get(part.number)
+            if end is None or part.position is None:
+                continue
+            behind += max(0, end - part.position.next_offset)
+            if part.position.next_offset >= end:
+                part.watch.caught_up(asked_at)
+        self._metrics.lag_records.set(behind)
+
+    def _tell_silence(self, part: OwnedPartition) -> None:
+        quiet = dict(islice(part.watch.quiet(), MOST_A_ROUND))
+        if not quiet:
+            return
+        missing = [node_id for node_id in quiet if node_id not in part.nodes]
+        try:
+            restored = restore_nodes(self._session.connection, self._engine, missing) if missing else {}
+        except psycopg.Error as error:
+            if not is_outage(error):
+                raise
+            self._session.trouble("silence", error, EVERY_SECONDS)
+            return
+        for node_id, interval_ms in quiet.items():
+            state = (part.nodes.get(node_id) or restored[node_id]).state
+            if state.removed or state.clock == LONG_AGO:
+                part.watch.removed(node_id)
+                continue
+            record = SilenceRecord(
+                schema_version=SCHEMA_VERSION,
+                node_id=node_id,
+                last_collected_at=state.clock,
+                interval_ms=interval_ms,
+                detected_at=self._clock.now(),
+                worker_id=self._worker_id,
+            )
+            self._silences.publish(record, part.watch)
+            self._metrics.silences.inc()
+
+    def _tell_unseen(self, now: float) -> None:
+        unseen = self._engine.unseen_fields()
+        self._metrics.unseen_fields.clear()
+        for rule, field in unseen.items():
+            self._metrics.unseen_fields.labels(rule, field).set(1)
+        if not self._has_told_unseen and now - self._began_at > _UNSEEN_AFTER_SECONDS:
+            self._has_told_unseen = True
+            for rule, field in unseen.items():
+                _log.warning("rule %s cannot fire: no record has held %s yet", rule, field)
