@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from xxhash import xxh3_128_digest
 
-_METADATA: Final = re.compile(rb"# HELP [^\n]*\n# TYPE [^\n]*\n")
+_METADATA: Final = re.compile(rb"(?<![^\n])# HELP [^\n]*\n# TYPE [^\n]*\n")
 # From the first `} ` of a line on: the token, and a block's beginning if one follows.
 _SPLIT: Final = re.compile(rb"\} ([^\n]*)\n(# HELP [^\n]*\n# TYPE [^\n]*\n)?")
 _NUMBER_BYTES: Final = b"0123456789.,eE+-"
@@ -38,10 +38,6 @@ class SplitPage:
         if count and (first := _METADATA.match(self._heads[0])):
             self._metadata[0] = first.group()
             self._heads[0] = self._heads[0][first.end() :]
-        if self._starts[-1] == count and not self.rest:
-            # A family without samples ends the page.
-            self._starts.pop()
-            self._metadata.pop()
         self._ends = [*self._starts[1:], count]
         self.values = read_numbers(self.tokens)
 
@@ -54,14 +50,20 @@ class SplitPage:
         ]
 
     def blocks(self) -> Iterator["SplitBlock"]:
-        """The page's blocks, in its order."""
+        """The page's blocks, in its order, each cut as it would be cut wherever it stood."""
         last = len(self._starts) - 1
-        for number, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
-            metadata, heads = self._metadata[number], self._heads[start:end]
-            # Families without samples may stand before this one; they say nothing.
-            while heads and (closer := _METADATA.match(heads[0])):
-                metadata, heads[0] = closer.group(), heads[0][closer.end() :]
-            yield SplitBlock(metadata, heads, self.tokens[start:end], self.rest if number == last else b"")
+        for number, (metadata, start, end) in enumerate(zip(self._metadata, self._starts, self._ends, strict=True)):
+            heads = self._heads[start:end]
+            first = 0
+            for position, head in enumerate(heads):
+                if b"# HELP " in head and (beginnings := list(_METADATA.finditer(head))):
+                    # Lines that could not be split stand before the block's true beginning.
+                    cut = beginnings[-1]
+                    tokens = self.tokens[start + first : start + position]
+                    yield SplitBlock(metadata, heads[first:position], tokens, head[: cut.start()])
+                    metadata, heads[position], first = cut.group(), head[cut.end() :], position  # noqa: PLW2901
+            rest = self.rest if number == last else b""
+            yield SplitBlock(metadata, heads[first:], self.tokens[start + first : end], rest)
 
 
 class SplitBlock:

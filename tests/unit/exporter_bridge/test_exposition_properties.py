@@ -203,6 +203,18 @@ def test_a_page_shuffled_parses_nothing_anew(page, random):
     assert ours(again) == ours(first)
 
 
+def read_slowly(kind, head, token):
+    """A sample line's series and value; raises what the line is refused for."""
+    if kind in lines.REASONS:
+        raise lines.Refused(lines.REASONS[kind])
+    name, text = lines.name_and_label_text(head)
+    labels = lines.checked_label_set(text).labels
+    if kind == lines.VALUELESS:
+        raise lines.Refused(lines.BAD_VALUE)
+    value, _, timestamp = token.decode().partition(" ")
+    return key(name, labels, float(value), int(timestamp) / 1000 if timestamp else None)
+
+
 def line_after_line(body: bytes):
     """The samples of a page, and the lines refused by reason, by the slow way alone and without any cache."""
     samples, refused = {}, Counter()
@@ -213,17 +225,10 @@ def line_after_line(body: bytes):
                 if kind == lines.COMMENT:
                     lines.Metadata().read(head)
                     continue
-                value, _, timestamp = next(rest).decode(errors="replace").partition(" ")
-                if kind in lines.REASONS:
-                    raise lines.Refused(lines.REASONS[kind])
-                name, text = lines.name_and_label_text(head)
-                labels = lines.checked_label_set(text).labels
-                if kind == lines.VALUELESS:
-                    raise lines.Refused(lines.BAD_VALUE)
-            except lines.Refused as reason:
-                refused[reason.reason] += 1
+                sample = read_slowly(kind, head, next(rest))
+            except lines.Refused as refusal:
+                refused[refusal.reason] += 1
                 continue
-            sample = key(name, labels, float(value), int(timestamp) / 1000 if timestamp else None)
             if samples.setdefault(series(sample), sample) is not sample:
                 refused[lines.DUPLICATE] += 1
     return sorted(samples.values(), key=repr), refused
