@@ -1,7 +1,8 @@
 """The REST API over a real PostgreSQL that holds a small fleet: filled once a session, copied for tests that write."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,22 +41,15 @@ def _rest_template(postgres_server) -> Iterator[str]:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
-@pytest.fixture(scope="session")
-def _copied_fleet(postgres_server, _rest_template) -> Iterator[Callable[[], str]]:
-    """Makes a database with the fleet and gives its URL."""
-    made = []
-
-    def make() -> str:
-        name = f"rest_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {_rest_template}")
-        made.append(name)
-        return postgres_server.database_url(name)
-
-    yield make
-    with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
-        for name in made:
-            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+@contextmanager
+def _copy(server, template: str) -> Iterator[str]:
+    """The URL of a new database with the fleet, dropped at the end."""
+    name = f"rest_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.database_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield server.database_url(name)
+    with psycopg.connect(server.database_url("postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def _client(url: str) -> Iterator[FlaskClient]:
@@ -65,15 +59,17 @@ def _client(url: str) -> Iterator[FlaskClient]:
 
 
 @pytest.fixture(scope="session")
-def client(_copied_fleet) -> Iterator[FlaskClient]:
+def client(postgres_server, _rest_template) -> Iterator[FlaskClient]:
     """A client of an API over the fleet, for tests that only read."""
-    yield from _client(_copied_fleet())
+    with _copy(postgres_server, _rest_template) as url:
+        yield from _client(url)
 
 
 @pytest.fixture
-def fleet_url(_copied_fleet) -> str:
+def fleet_url(postgres_server, _rest_template) -> Iterator[str]:
     """The URL of a database with the fleet that this test alone uses."""
-    return _copied_fleet()
+    with _copy(postgres_server, _rest_template) as url:
+        yield url
 
 
 @pytest.fixture
