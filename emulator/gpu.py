@@ -16,7 +16,8 @@ from emulator.models import GpuModel
 
 THERMAL_SECONDS: Final = 30.0
 # With failed cooling a loaded GPU heads for this much above the temperature at which the slowdown holds it.
-_OVERHEAT_KELVIN: Final = 25.0
+# So it takes over 6 s from 90 to 95 °C, and a scrape every 5 s sees the warning before the critical reading.
+_OVERHEAT_KELVIN: Final = 18.0
 _SLOWDOWN_BAND_KELVIN: Final = 0.4
 XID_WINDOW_SECONDS: Final = 300.0
 _CLOCKS_FALL_FROM_CELSIUS: Final = 87.0
