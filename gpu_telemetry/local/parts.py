@@ -1,6 +1,7 @@
 """The parts of a stack as the supervisor sees them: servers that are kept running, and tasks that run once."""
 
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -97,8 +98,26 @@ class Service:
         return True
 
 
-class Task:
-    """A command that runs to its end once, before the parts that follow it start."""
+class Task(ABC):
+    """Something that is done once, before the parts that follow it start."""
+
+    name: str
+
+    @abstractmethod
+    def run(self) -> None:
+        """Do it; StartFailed if it does not succeed."""
+
+    @abstractmethod
+    def stop(self, deadline_seconds: float) -> None:
+        """End what it started, if that still runs."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End what it started at once; `stop` is still to be called."""
+
+
+class Command(Task):
+    """A command that runs to its end."""
 
     def __init__(self, name: str, command: Sequence[str], *, log: Path, environment: Environment) -> None:
         self.name = name
@@ -106,11 +125,6 @@ class Task:
         self._command = list(command)
         self._environment = environment
         self._process: ServerProcess | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id while it runs."""
-        return None if self._process is None else self._process.pid
 
     def run(self) -> None:
         """Run it to its end.
@@ -132,7 +146,25 @@ class Task:
             process.stop(deadline_seconds)
 
     def kill(self) -> None:
-        """End it at once, in no orderly way; `stop` is still to be called."""
+        """End it at once if it still runs."""
         process = self._process
         if process is not None:
             process.kill()
+
+
+class Download(Task):
+    """A download into a cache, by a function of this process."""
+
+    def __init__(self, name: str, fetch: Callable[[], object]) -> None:
+        self.name = name
+        self._fetch = fetch
+
+    def run(self) -> None:
+        """Download it; StartFailed if that fails."""
+        self._fetch()
+
+    def stop(self, deadline_seconds: float) -> None:
+        """Nothing: it runs in a thread of this process, and what it has half done is thrown away next time."""
+
+    def kill(self) -> None:
+        """Nothing, for the same reason."""

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from gpu_telemetry.clock import rfc3339
 from gpu_telemetry.local.directory import DataDirectory, Rates, StackState
-from gpu_telemetry.local.kafka_jars import KAFKA_VERSION, cached
 from gpu_telemetry.local.observe import Observer, RateMeter, Snapshot
 from gpu_telemetry.local.ports import PortInUse
 from gpu_telemetry.local.stack import Options, Stack
@@ -94,8 +93,6 @@ class Run:
     def _supervise(self, stack: Stack, directory: DataDirectory) -> int:
         for note in stack.notes:
             self._print(Event(Level.NOTICE, note))
-        if self._options.kafka is None and not cached():
-            self._print(Event(Level.PROGRESS, f"Apache Kafka {KAFKA_VERSION} is downloaded once (45 MB) ..."))
         supervisor = self._supervisor = Supervisor(stack.plan(), self._events.put)
         observer = threading.Thread(target=self._observe, args=(stack,), name="observer", daemon=True)
         began = time.monotonic()

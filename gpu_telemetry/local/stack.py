@@ -13,7 +13,8 @@ from pydantic import SecretStr
 
 from gpu_telemetry.local.directory import DataDirectory, PartState, Rates, StackState
 from gpu_telemetry.local.kafka import KafkaServer
-from gpu_telemetry.local.parts import Part, Service, Task
+from gpu_telemetry.local.kafka_jars import KAFKA_VERSION, cached, jars
+from gpu_telemetry.local.parts import Command, Download, Part, Service, Task
 from gpu_telemetry.local.ports import HOST, PortInUse, Ports, first_free, is_free
 from gpu_telemetry.local.postgres import DATABASE, USER, PostgresServer
 
@@ -138,10 +139,12 @@ class Stack:
         plan: list[Part | Task] = []
         if self._postgres is not None:
             plan.append(self._postgres)
+        if self._kafka is not None and not cached():
+            plan.append(Download(f"Downloading Apache Kafka {KAFKA_VERSION} (45 MB, once)", jars))
         if self._kafka is not None:
             plan.append(self._kafka)
-        plan.append(self._task("Database schema", "db", "upgrade"))
-        plan.append(self._task("Kafka topics", "topics", "ensure"))
+        plan.append(self._command("Database schema", "db", "upgrade"))
+        plan.append(self._command("Kafka topics", "topics", "ensure"))
         if self.emulator_url:
             plan.append(self._service("Emulator", "emulator", self.ports.emulator))
         plan.append(self._service("Alert engine", "alert-engine", self.ports.alert_engine))
@@ -203,10 +206,10 @@ class Stack:
         return port
 
     def _service(self, name: str, verb: str, port: int) -> Service:
-        return Service(name, _command(verb), port, log=self.directory.log(verb), environment=self.environment)
+        return Service(name, _own(verb), port, log=self.directory.log(verb), environment=self.environment)
 
-    def _task(self, name: str, *verb: str) -> Task:
-        return Task(name, _command(*verb), log=self.directory.log("-".join(verb)), environment=self.environment)
+    def _command(self, name: str, *verb: str) -> Command:
+        return Command(name, _own(*verb), log=self.directory.log("-".join(verb)), environment=self.environment)
 
     def _prometheus_part(self, program: str) -> Service:
         home = self.directory.prometheus
@@ -251,7 +254,7 @@ def without_password(url: str) -> str:
     return f"{parts.scheme}://{user}{parts.hostname or ''}{port}{parts.path}"
 
 
-def _command(*verb: str) -> list[str]:
+def _own(*verb: str) -> list[str]:
     # -P: what lies in the working directory is not imported.
     return [sys.executable, "-P", "-m", "gpu_telemetry.cli", *verb]
 

@@ -107,17 +107,18 @@ def _alerts(snapshot: Snapshot) -> RenderableType:
     return table
 
 
-def _stack(parts: Sequence[PartState]) -> Text:
-    line = Text()
+def _stack(parts: Sequence[PartState]) -> RenderableType:
+    cells = []
     for part in parts:
         restarts = f" ({part.restarts} restarts)" if part.restarts else ""
-        line.append(f"{part.name} ").append(f"{part.state}{restarts}", style=_PART_STYLE.get(part.state, ""))
-        line.append("   ")
-    return line
+        style = _PART_STYLE.get(part.state, "")
+        cells.append(Text.assemble(f"{part.name} ", (f"{part.state}{restarts}", style), no_wrap=True))
+    return Columns(cells, padding=(0, 3))
 
 
-def _urls(state: StackState) -> Text:
-    return Text("   ".join(f"{name} {url}" for name, url in shown_urls(state).items()), style="dim")
+def _urls(state: StackState) -> RenderableType:
+    cells = [Text(f"{name} {url}", style="dim", no_wrap=True) for name, url in shown_urls(state).items()]
+    return Columns(cells, padding=(0, 3))
 
 
 def shown_urls(state: StackState) -> dict[str, str]:

@@ -63,12 +63,14 @@ def test_settings_of_the_user_pass_to_the_services(elsewhere, monkeypatch):
     assert told["BRIDGE_FLUSH_SECONDS"] == "9"
 
 
-def test_servers_that_are_there_are_not_started_and_the_rest_starts_in_order(elsewhere, stack):
+def test_servers_that_are_there_are_not_started_and_the_rest_starts_in_order(elsewhere, stack, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPU_TELEMETRY_CACHE", str(tmp_path / "empty"))
     services = ["Emulator", "Alert engine", "Exporter bridge", "API"]
     tasks = ["Database schema", "Kafka topics"]
     assert [part.name for part in elsewhere(prometheus=False).plan()] == [*tasks, *services]
     own = [part.name for part in stack(prometheus=False).plan()]
-    assert own == ["PostgreSQL", "Apache Kafka", *tasks, *services]
+    download = "Downloading Apache Kafka 4.3.1 (45 MB, once)"
+    assert own == ["PostgreSQL", download, "Apache Kafka", *tasks, *services]
 
 
 def test_no_secret_stands_in_a_command_line_a_repr_or_the_state(elsewhere):

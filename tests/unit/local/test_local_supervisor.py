@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gpu_telemetry.local.parts import Task
+from gpu_telemetry.local.parts import Command
 from gpu_telemetry.local.process import ServerProcess
 from gpu_telemetry.local.supervisor import Supervisor
 
@@ -175,7 +175,7 @@ def test_a_stop_during_the_start_ends_what_is_starting(part, supervise, wait_for
 
 def test_a_task_runs_to_its_end_before_what_follows(part, program, supervise, diary, tmp_path, wait_for):
     command, done = program("time.sleep(0.2); ready.touch()", "schema")
-    task = Task("schema", command, log=tmp_path / "schema.log", environment=lambda: os.environ)
+    task = Command("schema", command, log=tmp_path / "schema.log", environment=lambda: os.environ)
     seen = []
     service = part("service")
     start = service.start
@@ -188,7 +188,7 @@ def test_a_task_runs_to_its_end_before_what_follows(part, program, supervise, di
 
 def test_a_task_that_fails_ends_the_start(part, program, supervise, tmp_path, wait_for):
     command, _ = program("sys.exit('schema is newer')", "schema")
-    task = Task("schema", command, log=tmp_path / "schema.log", environment=lambda: os.environ)
+    task = Command("schema", command, log=tmp_path / "schema.log", environment=lambda: os.environ)
     supervisor, _ = supervise(task, part("service"))
     wait_for(lambda: supervisor.failure is not None, 20, "the failure is known")
     assert "schema is newer" in str(supervisor.failure)
