@@ -188,7 +188,7 @@ def _node_state(node: Node, now: float) -> dict[str, Any]:
     return {
         "node_id": node.node_id,
         "datacenter": node.datacenter,
-        "exporter": node.dialect.first_tag,
+        "exporter": node.exporter.dialect.first_tag,
         "faults": [fault.kind for fault in node.faults.values() if fault.gpu_index is None],
         "gpus": [_gpu_state(gpu, now) for gpu in node.gpus],
     }

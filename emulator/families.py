@@ -88,8 +88,13 @@ XID_COUNT: Final = Family(
 )
 
 
-def values(gpu: Gpu, slot: Slot, now: float, memory_full_percent: float | None) -> tuple[float, ...]:
-    """The value of every family, in the order of `FAMILIES`, of a GPU (or of one MIG instance of it) at a time."""
+def values(
+    gpu: Gpu, slot: Slot, now: float, memory_full_percent: float | None, *, licensed: bool = False
+) -> tuple[float, ...]:
+    """The value of every family, in the order of `FAMILIES`, of a GPU (or of one MIG instance of it) at a time.
+
+    `licensed` says whether it has a vGPU licence.
+    """
     model = gpu.model
     job = slot.job
     usable = slot.memory_mib - slot.reserved_mib
@@ -125,7 +130,7 @@ def values(gpu: Gpu, slot: Slot, now: float, memory_full_percent: float | None) 
         used,
         slot.reserved_mib,
         gpu.nvlink_mib(now),
-        0,
+        int(licensed),
         0,
         gpu.correctable_rows,
         0,

@@ -20,12 +20,14 @@ class FaultKind(StrEnum):
     CONTRADICTION = "contradiction"
     UNESCAPED_LABEL = "unescaped_label"
     DUPLICATE_ROWS = "duplicate_rows"
+    LABEL_CHURN = "label_churn"
     GARBAGE_LINE = "garbage_line"
     COUNTER_RESET = "counter_reset"
     FROZEN = "frozen"
     HTTP_500 = "http_500"
     EMPTY = "empty"
     CUT_SHORT = "cut_short"
+    SLOW = "slow"
     HANG = "hang"
     DOWN = "down"
 
@@ -97,6 +99,9 @@ FAULTS: Final[Mapping[FaultKind, FaultDescription]] = {
         _GPU, "The job's name holds a quotation mark, which the exporter does not escape: no row of the GPU is valid."
     ),
     FaultKind.DUPLICATE_ROWS: FaultDescription(_GPU, "Each row of the GPU stands twice, as in 3.3.5-3.4.0."),
+    FaultKind.LABEL_CHURN: FaultDescription(
+        _GPU, "Pods come and go on the GPU: its rows name another one at each scrape, and none at every third."
+    ),
     FaultKind.GARBAGE_LINE: FaultDescription(
         _NODE,
         "Malformed lines stand between the rows.",
@@ -109,6 +114,11 @@ FAULTS: Final[Mapping[FaultKind, FaultDescription]] = {
     FaultKind.HTTP_500: FaultDescription(_NODE, "The page is answered with status 500."),
     FaultKind.EMPTY: FaultDescription(_NODE, "The page is answered with status 200 and no body, as during a reload."),
     FaultKind.CUT_SHORT: FaultDescription(_NODE, "The connection ends in the middle of the page."),
+    FaultKind.SLOW: FaultDescription(
+        _NODE,
+        "The page comes drop by drop; after 10 s the exporter's own time-out cuts it off.",
+        {"seconds": Parameter(5, 0.01, 600, "How long the whole page takes.")},
+    ),
     FaultKind.HANG: FaultDescription(_NODE, "The page is not answered until the client leaves (at most 10 minutes)."),
     FaultKind.DOWN: FaultDescription(_NODE, "The connection is dropped without an answer, the health check's too."),
 }

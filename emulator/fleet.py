@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 
-from emulator.dialects import DIALECTS
 from emulator.faults import FAULTS, Fault, FaultKind, FaultScope, UnusableFault, checked_parameters
 from emulator.gpu import Gpu
 from emulator.models import MODELS
@@ -26,21 +25,16 @@ class Fleet:
         self._writers: dict[str, PageWriter] = {}
         for number in range(settings.nodes):
             node = Node(
-                f"node-{number + 1}",
+                settings.node_id_of(number),
                 settings.datacenter_of(number),
                 model=MODELS[settings.model_of(number)],
                 gpus=settings.gpus,
-                dialect=DIALECTS[settings.dialect_of(number)],
+                exporter=settings.exporter_of(number),
                 mig=settings.has_mig(number),
                 seed=settings.seed,
             )
             self.nodes[node.node_id] = node
-            self._writers[node.node_id] = PageWriter(
-                node,
-                optional_groups=settings.optional_groups,
-                nvlink_rows=settings.nvlink_rows,
-                seed=settings.seed,
-            )
+            self._writers[node.node_id] = PageWriter(node, seed=settings.seed)
 
     def now(self) -> float:
         """Virtual seconds since the fleet began."""

@@ -8,7 +8,7 @@ import math
 from typing import Final
 
 from emulator.chance import stream
-from emulator.dialects import Dialect
+from emulator.exporter import Exporter
 from emulator.faults import Fault, FaultKind
 from emulator.gpu import Gpu, Slot
 from emulator.jobs import Job, new_job, pause_seconds
@@ -34,13 +34,13 @@ class Node:
         *,
         model: GpuModel,
         gpus: int,
-        dialect: Dialect,
+        exporter: Exporter,
         mig: bool,
         seed: int,
     ) -> None:
         self.node_id = node_id
         self.datacenter = datacenter
-        self.dialect = dialect
+        self.exporter = exporter
         self.faults: dict[tuple[FaultKind, int | None], Fault] = {}
         # Rises with whatever changes the labels or the rows of the page.
         self.layout_version = 0

@@ -6,20 +6,12 @@ into the templates, the blocks in an order drawn anew.
 
 import random
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from typing import Final
 
-from emulator import labels
+from emulator import entities, labels
+from emulator.attribution import Attribution, Tenant, passing_pod, tenants
 from emulator.chance import stream
-from emulator.families import (
-    FAMILIES,
-    NVLINK_BANDWIDTH,
-    THROTTLE_REASONS,
-    XID_COUNT,
-    XID_ERRORS,
-    Family,
-    values,
-)
+from emulator.families import FAMILIES, NVLINK_BANDWIDTH, XID_COUNT, XID_ERRORS, Family, values
 from emulator.faults import FaultKind
 from emulator.gpu import Gpu, Slot
 from emulator.node import Node
@@ -46,29 +38,35 @@ _GARBAGE: Final = (
 _BUSY_PERCENT: Final = 99
 
 _Values = tuple[float | str, ...]
-_Row = tuple[Gpu, Slot]
+_Row = tuple[Gpu, Slot, Tenant]
 
 
 class PageWriter:
     """Writes the pages of one node."""
 
-    def __init__(self, node: Node, *, optional_groups: AbstractSet[str], nvlink_rows: int, seed: int) -> None:
+    def __init__(self, node: Node, *, seed: int) -> None:
         self._node = node
+        self._exporter = exporter = node.exporter
         self._order = stream(seed, node.node_id, "order")
         split = node.gpus[0].split
         self._columns = [
-            (number, family)
+            (number, family, name)
             for number, family in enumerate(FAMILIES)
-            if (family.on_mig or not split) and (not family.group or family.group in optional_groups)
+            if (family.on_mig or not split)
+            and (not family.group or family.group in exporter.optional_groups)
+            and (name := exporter.dialect.name_of(family.name)) is not None
         ]
-        self._counts_xids = XID_COUNT.group in optional_groups
-        self._nvlink_rows = nvlink_rows
+        self._counts_xids = XID_COUNT.group in exporter.optional_groups and exporter.dialect.names is None
         self._built_for = -1
+        self._scrapes = 0
         self._rows: list[_Row] = []
         self._templates: list[tuple[int, str]] = []
         self._link_template = ""
         self._linked: list[Gpu] = []
-        self._frozen: list[str] | None = None
+        # The blocks of the last collection, where later scrapes may find them again.
+        self._kept: list[str] | None = None
+        self._frozen = False
+        self._next_collection = 0.0
 
     def page(self, now: float) -> bytes:
         """The page at a time to which the node has been advanced."""
@@ -80,21 +78,28 @@ class PageWriter:
         return "".join(blocks).encode()
 
     def _blocks(self, now: float) -> list[str]:
-        """The blocks of the page; while it is frozen, those of its first moment."""
-        if not self._node.node_fault(FaultKind.FROZEN):
-            self._frozen = None
-            return self._written(now)
-        if self._frozen is None:
-            self._frozen = self._written(now)
-        return list(self._frozen)
+        """The blocks of the page: until the next collection those of the last one, and while it is frozen for good."""
+        frozen = self._node.node_fault(FaultKind.FROZEN) is not None
+        repeats = self._frozen if frozen else now < self._next_collection
+        self._frozen = frozen
+        if self._kept is not None and repeats:
+            return list(self._kept)
+        blocks = self._written(now)
+        interval = self._exporter.collection_seconds
+        self._next_collection = (now // interval + 1) * interval if interval else now
+        self._kept = list(blocks) if frozen or interval else None
+        return blocks
 
     def _written(self, now: float) -> list[str]:
-        if self._built_for != self._node.layout_version:
+        self._scrapes += 1
+        churns = any(FaultKind.LABEL_CHURN in gpu.faults for gpu in self._node.gpus)
+        if churns or self._built_for != self._node.layout_version:
             self._build()
+        blocks = entities.blocks(self._exporter, now)
         if not self._rows:
-            return []
-        columns = list(zip(*(self._row_values(gpu, slot, now) for gpu, slot in self._rows), strict=True))
-        blocks = [template % columns[number] for number, template in self._templates]
+            return blocks
+        columns = list(zip(*(self._row_values(gpu, slot, now) for gpu, slot, _ in self._rows), strict=True))
+        blocks += [template % columns[number] for number, template in self._templates]
         if self._linked:
             blocks.append(self._link_template % self._link_values(now))
         if self._counts_xids:
@@ -103,9 +108,10 @@ class PageWriter:
 
     def _row_values(self, gpu: Gpu, slot: Slot, now: float) -> _Values:
         if not gpu.faults:
-            return values(gpu, slot, now, None)
+            return values(gpu, slot, now, None, licensed=self._licensed)
         memory_full = gpu.faults.get(FaultKind.MEMORY_FULL)
-        row: _Values = values(gpu, slot, now, memory_full.parameters["percent"] if memory_full else None)
+        percent = memory_full.parameters["percent"] if memory_full else None
+        row: _Values = values(gpu, slot, now, percent, licensed=self._licensed)
         for kind, falsify in _FALSIFY.items():
             if kind in gpu.faults:
                 row = tuple(
@@ -120,28 +126,33 @@ class PageWriter:
         )
 
     def _links_of(self, gpu: Gpu) -> int:
-        return min(self._nvlink_rows, gpu.model.nvlinks)
+        return min(self._exporter.nvlink_rows, gpu.model.nvlinks) if self._exporter.dialect.names is None else 0
+
+    @property
+    def _licensed(self) -> bool:
+        return self._exporter.attribution is Attribution.VGPU
 
     def _build(self) -> None:
         """Write the templates for what the node is now."""
-        node = self._node
+        node, exporter = self._node, self._exporter
         self._built_for = node.layout_version
         present = [gpu for gpu in node.gpus if not gpu.lost]
         self._rows = [
-            (gpu, slot)
+            (gpu, slot, tenant)
             for gpu in present
             for slot in gpu.slots
+            for tenant in self._tenants(gpu, slot)
             for _ in range(2 if FaultKind.DUPLICATE_ROWS in gpu.faults else 1)
         ]
-        usual = [labels.gpu_row(node.dialect, node.node_id, gpu, slot) for gpu, slot in self._rows]
-        of_xids = [labels.gpu_row(node.dialect, node.node_id, gpu, slot, xid_row=True) for gpu, slot in self._rows]
+        usual = [labels.gpu_row(exporter, *row) for row in self._rows]
+        of_xids = [labels.gpu_row(exporter, *row, xid_row=True) for row in self._rows]
         self._templates = [
-            (number, self._template(family, of_xids if family.name == XID_ERRORS else usual))
-            for number, family in self._columns
+            (number, self._template(family, name, of_xids if family.name == XID_ERRORS else usual))
+            for number, family, name in self._columns
         ]
         self._linked = [gpu for gpu in present if self._links_of(gpu)]
         links = [
-            labels.link_row(node.dialect, node.node_id, gpu, link, self._links_of(gpu))
+            labels.link_row(exporter, gpu, link, self._links_of(gpu))
             for gpu in self._linked
             for link in range(self._links_of(gpu))
         ]
@@ -149,24 +160,28 @@ class PageWriter:
         lines = [f"{NVLINK_BANDWIDTH}{{{_literal(text)}}} %d\n" for text in links]
         self._link_template = _literal(_header(bandwidth, NVLINK_BANDWIDTH)) + "".join(lines)
 
-    def _template(self, family: Family, label_texts: list[str]) -> str:
-        name = self._node.dialect.throttle_field if family.name == THROTTLE_REASONS else family.name
+    def _tenants(self, gpu: Gpu, slot: Slot) -> tuple[Tenant, ...]:
+        if FaultKind.LABEL_CHURN in gpu.faults:
+            return (passing_pod(self._scrapes),)
+        return tenants(slot, self._exporter.attribution)
+
+    def _template(self, family: Family, name: str, label_texts: list[str]) -> str:
+        decimals = self._exporter.dialect.decimals
         lines = [
-            f"{name}{{{_literal(text)}}} {_placeholder(family, gpu)}\n"
-            for (gpu, _), text in zip(self._rows, label_texts, strict=True)
+            f"{name}{{{_literal(text)}}} {_placeholder(family, gpu, decimals)}\n"
+            for (gpu, _, _), text in zip(self._rows, label_texts, strict=True)
         ]
         return _literal(_header(family, name)) + "".join(lines)
 
     def _xid_counts(self, now: float) -> str:
-        node = self._node
         lines = [_header(XID_COUNT, XID_COUNT.name)]
-        for gpu, slot in self._rows:
+        for gpu, slot, tenant in self._rows:
             counts: dict[int, int] = gpu.xid.counts(now)
             for code, count in counts.items():
-                text = labels.xid_count_row(node.dialect, node.node_id, gpu, slot, code)
+                text = labels.xid_count_row(self._exporter, gpu, slot, tenant, code)
                 lines.append(f"{XID_COUNT.name}{{{text}}} {count}\n")
             if not counts:
-                text = labels.xid_count_row(node.dialect, node.node_id, gpu, slot, None)
+                text = labels.xid_count_row(self._exporter, gpu, slot, tenant, None)
                 lines.append(f"{XID_COUNT.name}{{{text}}} 0\n")
         return "".join(lines)
 
@@ -179,10 +194,10 @@ def _literal(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _placeholder(family: Family, gpu: Gpu) -> str:
+def _placeholder(family: Family, gpu: Gpu, decimals: int) -> str:
     if _is_profiling(family) and FaultKind.CONVERSION_ERROR in gpu.faults:
         return "%s"
-    return "%f" if family.real else "%d"
+    return f"%.{decimals}f" if family.real else "%d"
 
 
 def _is_profiling(family: Family) -> bool:

@@ -17,6 +17,9 @@ from emulator.problems import problem_middleware
 # The exporter lets Go's server sniff the type: it names no version of the format.
 _PAGE_HEADERS: Final = {"Content-Type": "text/plain; charset=utf-8"}
 _LONGEST_HANG_SECONDS: Final = 600.0
+# The exporter's own WriteTimeout.
+_WRITE_TIMEOUT_SECONDS: Final = 10.0
+_DROPS: Final = 50
 _LARGEST_REQUEST_BYTES: Final = 64 * 1024
 # What an exporter of its own would listen on; Prometheus shows a target by this address.
 _EXPORTER_PORT: Final = 9400
@@ -51,10 +54,7 @@ class Exporters:
             return web.Response(status=HTTPStatus.INTERNAL_SERVER_ERROR, text="internal server error\n")
         if node.node_fault(FaultKind.EMPTY):
             return web.Response(body=b"", headers=_PAGE_HEADERS)
-        page = self._fleet.page(node.node_id)
-        if node.node_fault(FaultKind.CUT_SHORT):
-            return await _cut_short(request, page)
-        return web.Response(body=page, headers=_PAGE_HEADERS)
+        return await _sent(request, node, self._fleet.page(node.node_id))
 
     async def _hang(self, request: web.Request) -> web.StreamResponse:
         """Say nothing until the client leaves (which cancels this), the fleet ends, or the time is up."""
@@ -116,6 +116,16 @@ def _dropped(request: web.Request) -> web.Response:
     return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
+async def _sent(request: web.Request, node: Node, page: bytes) -> web.StreamResponse:
+    """The page on its way, whole or not."""
+    if node.node_fault(FaultKind.CUT_SHORT):
+        return await _cut_short(request, page)
+    slow = node.node_fault(FaultKind.SLOW)
+    if slow:
+        return await _drop_by_drop(request, page, slow.parameters["seconds"])
+    return web.Response(body=page, headers=_PAGE_HEADERS)
+
+
 async def _cut_short(request: web.Request, page: bytes) -> web.StreamResponse:
     """Announce the whole page, send half of it, end the connection."""
     response = web.StreamResponse(headers=_PAGE_HEADERS)
@@ -124,5 +134,23 @@ async def _cut_short(request: web.Request, page: bytes) -> web.StreamResponse:
     await response.write(page[: len(page) // 2])
     if request.transport is not None:
         # Unlike abort, close lets what was written go out first.
+        request.transport.close()
+    return response
+
+
+async def _drop_by_drop(request: web.Request, page: bytes, seconds: float) -> web.StreamResponse:
+    """Send the page in small pieces over that time; cut it off where the exporter's own time-out would."""
+    response = web.StreamResponse(headers=_PAGE_HEADERS)
+    response.content_length = len(page)
+    await response.prepare(request)
+    size = max(1, -(-len(page) // _DROPS))
+    for drop, start in enumerate(range(0, len(page), size)):
+        if drop * seconds / _DROPS >= _WRITE_TIMEOUT_SECONDS:
+            break
+        await asyncio.sleep(seconds / _DROPS)
+        await response.write(page[start : start + size])
+    else:
+        return response
+    if request.transport is not None:
         request.transport.close()
     return response

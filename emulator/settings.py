@@ -1,12 +1,15 @@
 """The emulator's settings."""
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from emulator.attribution import Attribution
 from emulator.dialects import DIALECTS, MIXED
+from emulator.entities import ENTITIES
+from emulator.exporter import Exporter
 from emulator.families import OPTIONAL_GROUPS
 from emulator.models import MODELS
 from gpu_telemetry.settings import ListenAddress, Settings
@@ -46,9 +49,17 @@ def _valid_groups(text: str) -> str:
     return _chosen_from(text, OPTIONAL_GROUPS)
 
 
+def _valid_entities(text: str) -> str:
+    return _chosen_from(text, ENTITIES)
+
+
 def _of_node(models: str, number: int) -> str:
     words = _words(models)
     return words[number % len(words)]
+
+
+def _dialect_of_node(dialect: str, number: int) -> str:
+    return list(DIALECTS)[number % len(DIALECTS)] if dialect == MIXED else dialect
 
 
 class EmulatorSettings(Settings):
@@ -62,8 +73,30 @@ class EmulatorSettings(Settings):
     seed: int = Field(1, ge=0, le=2**63 - 1, description="All chance comes from it: the same seed is the same fleet.")
     dialect: Annotated[str, AfterValidator(_valid_dialect)] = Field(
         "4.5",
-        description="The release of dcgm-exporter whose page is written: 3.3, 3.4, 3.5, 4.4, 4.5, 4.6; or mixed, "
-        "where each node speaks the next one.",
+        description="The release of dcgm-exporter whose page is written: 1.7, 2.4, 3.3, 3.4, 3.5, 4.4, 4.5, 4.6; or "
+        "mixed, where each node speaks the next one.",
+    )
+    hostname: Literal["node", "localhost", "none"] = Field(
+        "node",
+        description="What rows say of the host: its name; localhost, as an exporter says that could not find it; or "
+        "none (the exporter's -n).",
+    )
+    attribution: Attribution = Field(
+        Attribution.PODS,
+        description="Whose work rows show: none, pods (Kubernetes), time_slicing (several pods on a GPU, a row for "
+        "each), vgpu (the same, numbered and licensed), hpc_jobs.",
+    )
+    old_spelling: bool = Field(
+        default=False,
+        description="uuid, pod_name, pod_namespace and container_name in place of today's labels (the exporter's -o); "
+        "1.7 has no others.",
+    )
+    collection_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="How often an exporter asks its GPUs; scrapes in between find the same values. 0: at every scrape. "
+        "The real one's default is 30.",
     )
     models: Annotated[str, AfterValidator(_valid_models)] = Field(
         "h100",
@@ -87,12 +120,17 @@ class EmulatorSettings(Settings):
         description="Fields that are off by default, comma-separated: ecc, throttle_reasons, xid_count.",
     )
 
+    entities: Annotated[str, AfterValidator(_valid_entities)] = Field(
+        "",
+        description="What has rows beside GPUs, comma-separated: nvswitch, cpu, cpu_core; no release before 3.3 has.",
+    )
+
     @field_validator("mig_nodes")
     @classmethod
     def _mig_fits(cls, mig_nodes: int, info: ValidationInfo) -> int:
         # A field that is wrong itself is missing here, and reported by its own name.
-        nodes, models = info.data.get("nodes"), info.data.get("models")
-        if nodes is None or models is None:
+        nodes, models, dialect = (info.data.get(name) for name in ("nodes", "models", "dialect"))
+        if nodes is None or models is None or dialect is None:
             return mig_nodes
         if mig_nodes > nodes:
             raise ValueError(f"expected at most the {nodes} of EMULATOR_NODES, got {mig_nodes}")
@@ -100,6 +138,8 @@ class EmulatorSettings(Settings):
             model = _of_node(models, number)
             if not MODELS[model].mig:
                 raise ValueError(f"node-{number + 1} has model {model}, which has no MIG")
+            if DIALECTS[_dialect_of_node(dialect, number)].bare:
+                raise ValueError(f"node-{number + 1} has an exporter of release 1.7, which knows no MIG")
         return mig_nodes
 
     def model_of(self, number: int) -> str:
@@ -111,15 +151,25 @@ class EmulatorSettings(Settings):
         datacenters = _words(self.datacenters)
         return datacenters[number // 2 % len(datacenters)]
 
-    def dialect_of(self, number: int) -> str:
-        """The key in `DIALECTS` of the page of a node, counted from 0."""
-        return list(DIALECTS)[number % len(DIALECTS)] if self.dialect == MIXED else self.dialect
+    def node_id_of(self, number: int) -> str:
+        """The name of a node, counted from 0."""
+        return f"node-{number + 1}"
+
+    def exporter_of(self, number: int) -> Exporter:
+        """The exporter of a node, counted from 0."""
+        dialect = DIALECTS[_dialect_of_node(self.dialect, number)]
+        spoken = {"node": self.node_id_of(number), "localhost": "localhost", "none": None}
+        return Exporter(
+            dialect=dialect,
+            hostname=spoken[self.hostname],
+            attribution=self.attribution,
+            old_spelling=self.old_spelling or dialect.old_spelling,
+            optional_groups=frozenset(_words(self.optional_fields)),
+            nvlink_rows=self.nvlink_rows,
+            entities=frozenset(_words(self.entities)) if dialect.driver_version else frozenset(),
+            collection_seconds=self.collection_seconds,
+        )
 
     def has_mig(self, number: int) -> bool:
         """Whether a node, counted from 0, has its GPUs split."""
         return number >= self.nodes - self.mig_nodes
-
-    @property
-    def optional_groups(self) -> frozenset[str]:
-        """The groups of fields that are switched on."""
-        return frozenset(_words(self.optional_fields))
