@@ -306,7 +306,7 @@ BEGIN
         RETURN false;
     END IF;
     -- Attached rather than created in place: neither readers nor writers of the parent wait, and none is waited for.
-    EXECUTE format('CREATE TABLE parts.%I (LIKE public.%I INCLUDING DEFAULTS)', name, parent);
+    EXECUTE format('CREATE TABLE parts.%I (LIKE public.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name, parent);
     EXECUTE format(
         'ALTER TABLE public.%I ATTACH PARTITION parts.%I FOR VALUES FROM (%L) TO (%L)',
         parent, name, day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC'
@@ -358,6 +358,6 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public, parts TO telemetry_reader;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public, parts GRANT SELECT ON TABLES TO telemetry_reader;
 
 INSERT INTO schema_migrations (version, name, checksum)
-VALUES (2, 'functions_and_roles', 'cc3b1f61895c9d6d694e46b03a210b778ea24d3945d6e1572144d86309553c37');
+VALUES (2, 'functions_and_roles', 'bd707d893f17ee9c54569a6b0090d1b47c3551079724fa7d1aaea070c8878f7b');
 
 COMMIT;
