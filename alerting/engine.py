@@ -160,7 +160,7 @@ class Engine:
         Args:
             node_id: the node.
             saved: what `save` gave at that node's last save, as bytes, text, or the decoded JSON object; None when
-                there is none, in which case the rows alone tell what the node was (and no alert fires).
+                there is none, in which case the rows alone tell what the node was (no alert fires, and it is dirty).
             gpu_rows: the newest stored row of every placement of the node, as records with all columns of the field
                 table and `fields`. `bridge_id`, `boot_id` and `seq` may hold anything. Empty when nothing is stored.
             scrape_rows: the newest stored closing record of each `bridge_id` that scraped the node.

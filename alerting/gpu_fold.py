@@ -100,13 +100,13 @@ class GpuFold:
         """Any GPU record."""
         at = record.collected_at
         if at < state.clock:
-            self._hearing.late(state)
-            return _NOTHING
+            return self._hearing.late(state)
         gpu = state.gpus.get(record.gpu_uuid)
         same_turn = gpu is not None and gpu.turn_at == at
         if gpu is not None and same_turn and (record.mig_instance in gpu.instances or record.gpu_index != gpu.index):
-            self._hearing.counts.duplicate += 1
-            return _NOTHING
+            return self._hearing.duplicate()
+        if state.removed and at == state.clock:
+            return self._hearing.duplicate()  # a removal is the last word of its moment
         out: list[Transition] = []
         self._hearing.hear(state, at, out)
         if gpu is None:

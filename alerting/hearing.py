@@ -1,6 +1,6 @@
 """A node is heard: its clock moves, and what ends by that, or by its time being over, ends."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -28,10 +28,16 @@ class Hearing:
         self._lifecycles = lifecycles
         self._silent = silent
 
-    def late(self, state: NodeState) -> None:
-        """A record is older than the node's clock."""
+    def duplicate(self) -> Sequence[Transition]:
+        """A record that was taken in before: nothing happens."""
+        self.counts.duplicate += 1
+        return ()
+
+    def late(self, state: NodeState) -> Sequence[Transition]:
+        """A record is older than the node's clock: nothing happens."""
         self.counts.late += 1
         state.dirty = True  # else its row, newer than the saved clock, would be taken for one that was evaluated
+        return ()
 
     def hear(self, state: NodeState, at: datetime, out: list[Transition]) -> None:
         """Set the clock by a record, and end what ends by the node being heard, or by its time being over."""

@@ -22,7 +22,7 @@ class ExporterDown:
 
     def evaluate(self, state: NodeState, record: ScrapeRecord, out: list[Transition]) -> None:
         """Take in a closing record after `down_turns` was counted."""
-        if not record.up and state.down_turns < self.rule.turns:
+        if state.down_turns < self.rule.turns and not (record.up and state.alerts):
             return
         reason = record.reason or "unknown"
         self.lifecycle.hold(
@@ -85,7 +85,7 @@ class ExporterFrozen:
         else:
             return
         stands = at - since
-        if stands < self.rule.after and not moves:
+        if stands < self.rule.after and not (moves and state.alerts):
             return
         self.lifecycle.hold(
             state,
@@ -108,6 +108,8 @@ class DuplicateScraper:
 
     def evaluate(self, state: NodeState, record: ScrapeRecord, out: list[Transition]) -> None:
         """Take in a closing record after `bridges` was brought up to date: those that are left are recent."""
+        if len(state.bridges) == 1 and not state.alerts:
+            return
         bridges = ", ".join(sorted(state.bridges))
         self.lifecycle.hold(
             state,

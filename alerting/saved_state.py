@@ -105,7 +105,7 @@ class StateCodec:
         if not state.still:
             state.moved_at = max(state.moved_at, state.energy_at)
         state.changed()
-        state.dirty = False
+        state.dirty = saved is None and bool(rows or turns)
         return state
 
     def _load(self, state: NodeState, saved: bytes | str | Mapping[str, Any]) -> None:

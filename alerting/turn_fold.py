@@ -42,12 +42,12 @@ class TurnFold:
         """Take in a closing record."""
         at = record.collected_at
         if at < state.clock:
-            self._hearing.late(state)
-            return ()
+            return self._hearing.late(state)
         bridge = state.bridges.get(record.bridge_id)
         if bridge is not None and bridge.boot_id == record.boot_id and bridge.at == at and record.seq <= bridge.seq:
-            self._hearing.counts.duplicate += 1
-            return ()
+            return self._hearing.duplicate()
+        if state.removed and at == state.clock:
+            return self._hearing.duplicate()  # a removal is the last word of its moment
         out: list[Transition] = []
         self._hearing.hear(state, at, out)
         if record.removed:

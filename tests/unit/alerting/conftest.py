@@ -1,14 +1,17 @@
 """A node whose records are written by hand, second by second, and folded at once."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import msgspec
 import pytest
 
 from alerting.engine import Engine
 from alerting.rules import Rules, load_rules, parse_rules
 from alerting.transitions import AlertKey, ResolveCommand, Severity, Transition
-from gpu_telemetry.records import SCHEMA_VERSION, GpuRecord, LabelledValue, ScrapeRecord, SilenceRecord
+from gpu_telemetry.records import SCHEMA_VERSION, AnyRecord, GpuRecord, LabelledValue, ScrapeRecord, SilenceRecord
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 GPU = "GPU-a"
@@ -18,14 +21,61 @@ def moment(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
+@dataclass
+class Tables:
+    """The stored rows, as far as restoring asks for them."""
+
+    gpus: dict[tuple[Any, ...], GpuRecord] = field(default_factory=dict)
+    turns: dict[tuple[Any, ...], ScrapeRecord] = field(default_factory=dict)
+
+    def store(self, record: AnyRecord) -> None:
+        if isinstance(record, GpuRecord):
+            row = msgspec.structs.replace(record, bridge_id="?", boot_id="?", seq=1)
+            key = (record.gpu_index, record.gpu_uuid, record.mig_instance, record.collected_at)
+            self.gpus.setdefault(key, row)
+        elif isinstance(record, ScrapeRecord):
+            self.turns.setdefault((record.bridge_id, record.boot_id, record.seq, record.collected_at), record)
+
+    def newest_gpus(self) -> Sequence[GpuRecord]:
+        newest: dict[tuple[Any, ...], GpuRecord] = {}
+        for (*placement, at), row in self.gpus.items():
+            if tuple(placement) not in newest or newest[tuple(placement)].collected_at < at:
+                newest[tuple(placement)] = row
+        return list(newest.values())
+
+    def newest_turns(self) -> Sequence[ScrapeRecord]:
+        newest: dict[str, ScrapeRecord] = {}
+        for turn in self.turns.values():
+            best = newest.get(turn.bridge_id)
+            if best is None or (best.collected_at, best.seq) < (turn.collected_at, turn.seq):
+                newest[turn.bridge_id] = turn
+        return list(newest.values())
+
+
 class Node:
     """One node of one engine; times are seconds since the test began."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, *, commits: bool = False) -> None:
+        self.commits = commits
         self.engine = Engine(rules)
         self.state = self.engine.new_node("node-1")
         self.seq = 0
         self.energy = 0.0
+        self.tables = Tables()
+        self.saved: bytes | None = None
+
+    def fold(self, record: AnyRecord) -> Sequence[Transition]:
+        """Fold a record, and commit as after a batch of it alone."""
+        out = self.engine.fold(self.state, record)
+        self.tables.store(record)
+        if self.state.dirty and self.commits:
+            self.saved = self.engine.save(self.state)
+        return out
+
+    def restart(self) -> None:
+        """Go on as another worker would, from what was committed."""
+        self.engine = Engine(self.engine.rules)
+        self.state = self.engine.restore("node-1", self.saved, self.tables.newest_gpus(), self.tables.newest_turns())
 
     def gpu(
         self,
@@ -59,7 +109,7 @@ class Node:
             fields=fields,
             **{"energy_joules": self.energy, **values},
         )
-        return self.engine.fold(self.state, record)
+        return self.fold(record)
 
     def turn(
         self,
@@ -92,7 +142,7 @@ class Node:
             changed_at=moment(seconds if changed is None else changed) if up else None,
             removed=removed,
         )
-        return self.engine.fold(self.state, record)
+        return self.fold(record)
 
     def silence(self, last: float, *, interval: float = 30) -> Sequence[Transition]:
         """A worker says that nothing came since `last`."""
@@ -104,7 +154,7 @@ class Node:
             detected_at=moment(last + 3 * interval + 7),
             worker_id="worker-1",
         )
-        return self.engine.fold(self.state, record)
+        return self.fold(record)
 
     def resolve(
         self,
@@ -136,6 +186,18 @@ def make_node() -> Callable[[str | None], Node]:
 def node(make_node) -> Node:
     """A node under the rules that ship."""
     return make_node()
+
+
+@pytest.fixture
+def committing_node() -> Node:
+    """A node under the rules that ship that is saved after each record that makes it due, and can restart."""
+    return Node(load_rules(), commits=True)
+
+
+@pytest.fixture(scope="session")
+def make_tables() -> Callable[[], Tables]:
+    """Make empty tables."""
+    return Tables
 
 
 @pytest.fixture

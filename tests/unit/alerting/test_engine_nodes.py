@@ -361,6 +361,16 @@ def test_removal_ends_all_alerts_as_decommissioned_and_forgets_the_gpus(node, to
     assert not node.state.removed
 
 
+def test_a_removal_is_the_last_word_of_its_moment(node):
+    scrape(node, 0, (A, 0))
+    node.turn(30, up=False, removed=True, seq=9)
+
+    assert not node.turn(30, up=False, removed=True, seq=9)
+    assert not node.gpu(30, uuid=A, temperature_celsius=99.0)
+    assert node.engine.counts.duplicate == 2
+    assert (node.state.removed, node.state.gpus) == (True, {})
+
+
 def test_removal_ends_a_silence_too(node):
     scrape(node, 0, (A, 0))
     node.silence(0)

@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -135,37 +133,6 @@ def _streams(draw: st.DrawFn) -> list[AnyRecord]:
     return records
 
 
-@dataclass
-class Tables:
-    """The stored rows, as far as restoring asks for them."""
-
-    gpus: dict[tuple[Any, ...], GpuRecord] = field(default_factory=dict)
-    turns: dict[tuple[Any, ...], ScrapeRecord] = field(default_factory=dict)
-
-    def store(self, record: AnyRecord) -> None:
-        if isinstance(record, GpuRecord):
-            row = msgspec.structs.replace(record, bridge_id="?", boot_id="?", seq=1)
-            key = (record.gpu_index, record.gpu_uuid, record.mig_instance, record.collected_at)
-            self.gpus.setdefault(key, row)
-        elif isinstance(record, ScrapeRecord):
-            self.turns.setdefault((record.bridge_id, record.boot_id, record.seq, record.collected_at), record)
-
-    def newest_gpus(self) -> Sequence[GpuRecord]:
-        newest: dict[tuple[Any, ...], GpuRecord] = {}
-        for (*placement, at), row in self.gpus.items():
-            if tuple(placement) not in newest or newest[tuple(placement)].collected_at < at:
-                newest[tuple(placement)] = row
-        return list(newest.values())
-
-    def newest_turns(self) -> Sequence[ScrapeRecord]:
-        newest: dict[str, ScrapeRecord] = {}
-        for turn in self.turns.values():
-            best = newest.get(turn.bridge_id)
-            if best is None or (best.collected_at, best.seq) < (turn.collected_at, turn.seq):
-                newest[turn.bridge_id] = turn
-        return list(newest.values())
-
-
 def _resolve_one(engine: Engine, state: NodeState, choice: int) -> Sequence[Transition]:
     active = engine.active(state)
     if not active:
@@ -195,14 +162,14 @@ _SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow,
 
 @_SETTINGS
 @given(records=_streams(), resolves=_RESOLVES, data=st.data())
-def test_a_stream_that_is_cut_and_restored_anywhere_gives_the_same_transitions(records, resolves, data):
+def test_a_stream_that_is_cut_and_restored_anywhere_gives_the_same_transitions(make_tables, records, resolves, data):
     cuts = data.draw(st.sets(st.integers(0, len(records))), label="cuts")
     beyond_retention = data.draw(st.sets(st.integers(0, len(records)), max_size=3), label="beyond retention")
     _, expected = _fold_all(Engine(RULES), records, resolves)
 
     engine = Engine(RULES)
     state = engine.new_node(NODE)
-    tables = Tables()
+    tables = make_tables()
     saved: Any = None
     out: list[Transition] = []
     for position, record in enumerate(records):
