@@ -68,7 +68,8 @@ def page(node: int, source: random.Random) -> bytes:
 def _labels(node: int, gpu: int) -> str:
     return (
         f'gpu="{gpu}",UUID="GPU-{node:08x}-{gpu:04x}-4d3e-9a10-5e6f70819200",'
-        f'pci_bus_id="00000000:{7 + 8 * gpu:02X}:00.0",device="nvidia{gpu}",modelName="NVIDIA H100 80GB HBM3",Hostname="gpu-node-{node:05d}.cluster.example",'
+        f'pci_bus_id="00000000:{7 + 8 * gpu:02X}:00.0",device="nvidia{gpu}",'
+        f'modelName="NVIDIA H100 80GB HBM3",Hostname="gpu-node-{node:05d}.cluster.example",'
         f'DCGM_FI_DRIVER_VERSION="550.90.07",container="trainer",namespace="ml-training",'
         f'pod="pretrain-{node:05d}-{gpu}"'
     )
