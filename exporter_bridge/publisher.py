@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 # How often waiting scrapes are handed over and delivery reports are served: what a record waits at most.
 _TICK_SECONDS: Final = 0.05
+_CLOSING_TICK_SECONDS: Final = 0.01
 # What librdkafka holds at most; the rest waits in our queue, where whole scrapes can still be dropped.
 _IN_FLIGHT_MESSAGES: Final = 10_000
 _IN_FLIGHT_BYTES: Final = 64 * 1024**2
@@ -140,8 +141,8 @@ class Publisher:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + deadline_seconds
         while (self._queue or self._handed_messages) and loop.time() < deadline:
-            await asyncio.sleep(min(0.01, max(0.0, deadline - loop.time())))
-            self._step()
+            more = self._step()
+            await asyncio.sleep(0 if more else _CLOSING_TICK_SECONDS)
         self._account()
         left = Undelivered(
             len(self._queue) + sum(batch.scrapes for batch in self._handed),

@@ -23,6 +23,8 @@ from gpu_telemetry.clock import Clock, to_milliseconds
 
 _log = logging.getLogger(__name__)
 
+# The loop's timers are exact to a millisecond: without this one that fires early would be set again and again.
+_TIMER_SECONDS: Final = 0.001
 # How long the reading of new pages may keep the loop from what is due.
 _SLICE_SECONDS: Final = 0.004
 # Failures and recoveries that are logged one by one within an interval; beyond it they are only counted.
@@ -89,18 +91,17 @@ class Scraper:
         return node.page is not None and age <= 2 * self._settings.interval_seconds
 
     def apply(self, targets: Mapping[str, Target]) -> None:
-        """Scrape these nodes from now on, and no others."""
+        """Scrape these nodes from now on, and no others; `nodes` gives them by name."""
         for node_id in self._nodes.keys() - targets.keys():
             node = self._departed[node_id] = self._nodes.pop(node_id)
             node.page = None
-        for node_id, target in targets.items():
-            known = self._nodes.get(node_id)
-            if known is None:
-                known = self._departed.pop(node_id, None)
-                if known is None:
-                    known = Node(target, self.exposition.parser(), self._boot_id, self._publisher.admit(node_id))
-                self._nodes[node_id] = known
-            known.target = target
+        nodes = {}
+        for node_id, target in sorted(targets.items(), key=lambda item: item[0]):
+            known = self._nodes.get(node_id) or self._departed.pop(node_id, None)
+            node = known or Node(target, self.exposition.parser(), self._boot_id, self._publisher.admit(node_id))
+            node.target = target
+            nodes[node_id] = node
+        self._nodes = nodes
         interval = self._settings.interval_seconds
         self._timetable.set({node_id: offset_of(node_id, interval) for node_id in targets})
         if self._timer is not None:
@@ -166,7 +167,7 @@ class Scraper:
         if self._timer is not None:
             self._timer.cancel()
         wait = self._timetable.seconds_to_next(self._loop.time() + self._to_wall)
-        self._timer = self._loop.call_later(wait, self._let_turns_come)
+        self._timer = self._loop.call_later(wait + _TIMER_SECONDS, self._let_turns_come)
 
     def _let_turns_come(self) -> None:
         for node_id in self._timetable.due(self._loop.time() + self._to_wall):

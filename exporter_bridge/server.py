@@ -119,11 +119,9 @@ class BridgeServer:
         return web.json_response(groups)
 
     def _exposed(self, nodes: Iterable[Node]) -> list[Exposed]:
-        """The nodes that had a turn, in a steady order, so that the same node's HELP stands."""
+        """The nodes that had a turn, by name as the scraper has them, so that it is always the same node's HELP."""
         fresh = self._scraper.is_fresh
-        shown = [Exposed(node.target, node.page if fresh(node) else None) for node in nodes if node.had_turn]
-        shown.sort(key=lambda exposed: exposed.target.node_id)
-        return shown
+        return [Exposed(node.target, node.page if fresh(node) else None) for node in nodes if node.had_turn]
 
     async def _send(self, request: web.Request, slices: Iterator[str]) -> web.StreamResponse:
         """Answer slice by slice, letting the loop do what is due after each.

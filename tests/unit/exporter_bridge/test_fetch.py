@@ -120,6 +120,26 @@ def test_a_connection_is_used_again_for_the_next_page(on_loop, loopback):
     assert (len(exporter.requests), exporter.connections) == (5, 1)
 
 
+def test_a_kept_connection_that_the_exporter_closed_meanwhile_is_no_failure(on_loop, loopback):
+    async def answer_and_close(head, writer):
+        await loopback.http()(head, writer)
+        writer.close()
+
+    async def run():
+        async with loopback.serving(loopback.Exporter(answer_and_close)) as exporter:
+            fetcher = Fetcher(asyncio.get_running_loop(), body_limit_bytes=100_000, kept_connections=10)
+            answers = []
+            for _ in range(3):
+                answers.append(await ask(fetcher, exporter.url()))
+                await asyncio.sleep(0.02)
+            fetcher.close()
+            return answers, exporter.connections
+
+    answers, connections = on_loop(run())
+    assert [answer.reason for answer in answers] == [None] * 3
+    assert connections == 3
+
+
 def test_a_hanging_exporter_costs_the_others_nothing(on_loop, loopback):
     async def run():
         exporter = loopback.Exporter(answers={"/hang": loopback.hang})

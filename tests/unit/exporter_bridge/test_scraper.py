@@ -114,6 +114,27 @@ def test_a_target_that_still_answers_at_its_next_turn_skips_that_turn(on_loop, l
     assert all(turn.up for turn in quick)
 
 
+def test_waiting_for_the_next_turn_costs_no_more_than_a_timer(on_loop, loopback):
+    async def run():
+        async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench() as bench:
+            bench.apply(node_1=exporter.url())
+            wakings = 0
+            due = bench.scraper._timetable.due
+
+            def counted(now):
+                nonlocal wakings
+                wakings += 1
+                return due(now)
+
+            bench.scraper._timetable.due = counted
+            bench.scraper.start()
+            await loopback.until(lambda: len(bench.turns()) >= 5)
+            return wakings, len(bench.turns())
+
+    wakings, turns = on_loop(run())
+    assert wakings <= 2 * turns
+
+
 def test_offsets_are_kept_over_restarts_and_differ_between_nodes(on_loop, loopback):
     async def phases():
         async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench(interval_seconds=0.5) as bench:
