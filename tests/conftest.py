@@ -60,13 +60,17 @@ def free_ports() -> Callable[[int], list[int]]:
     return _free_ports
 
 
-@pytest.fixture
-def free_port_offset() -> int:
+@pytest.fixture(scope="session")
+def free_port_offset() -> Callable[[], int]:
     """An offset under which every port of the local stack is free now, and outside the range of outgoing ones."""
-    for offset in range(1000 + os.getpid() % 50, 3600, 50):
-        if all(is_free(port) for port in asdict(Ports.with_offset(offset)).values()):
-            return offset
-    pytest.fail("no offset leaves all ports of the local stack free")
+
+    def offset():
+        for candidate in range(1000 + os.getpid() % 50, 3600, 50):
+            if all(is_free(port) for port in asdict(Ports.with_offset(candidate)).values()):
+                return candidate
+        return pytest.fail("no offset leaves all ports of the local stack free")
+
+    return offset
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     unanswered: dict[str, str] = {}
 
 
+class _Problem(msgspec.Struct):
+    """What we read of an RFC 9457 problem."""
+
+    detail: str
+
+
 class Observer:
     """Asks the services of a stack.
 
@@ -128,7 +134,11 @@ class Observer:
 def reason(error: Exception) -> str:
     """Why a service gave no answer, in a few words."""
     if isinstance(error, httpx.HTTPStatusError):
-        return f"HTTP {error.response.status_code}"
+        status = f"HTTP {error.response.status_code}"
+        try:
+            return f"{status}: {msgspec.json.decode(error.response.content, type=_Problem).detail}"
+        except msgspec.DecodeError:
+            return status
     return str(error) or type(error).__name__
 
 

@@ -57,7 +57,8 @@ def clone(tmp_path):
 
 @pytest.fixture
 def demo(clone, tmp_path, free_port_offset, wait_for):
-    """A running `make demo`; its output, and its mark."""
+    """A running `make demo`; its output, its mark, and the offset of its ports."""
+    offset = free_port_offset()
     log = tmp_path / "demo.log"
     mark = f"GPU_TELEMETRY_TEST_RUN={uuid.uuid4()}"
     name, _, value = mark.partition("=")
@@ -65,22 +66,22 @@ def demo(clone, tmp_path, free_port_offset, wait_for):
     environment = {key: text for key, text in os.environ.items() if key not in {"MAKEFLAGS", "MAKELEVEL", "VENV"}}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["make", "demo", f"ARGS=--port-offset {free_port_offset}"],
+            ["make", "demo", f"ARGS=--port-offset {offset}"],
             cwd=clone,
             env=environment | {name: value},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    yield process, log, mark
+    yield process, log, mark, offset
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     wait_for(lambda: not marked(mark), 15, lambda: f"processes are left: {marked(mark)}")
 
 
-def test_the_demo_tells_its_story_and_ends_on_ctrl_c(clone, demo, free_port_offset, wait_for):
-    process, log, mark = demo
+def test_the_demo_tells_its_story_and_ends_on_ctrl_c(clone, demo, wait_for):
+    process, log, mark, offset = demo
 
     def over():
         assert process.poll() is None, log.read_text()
@@ -92,7 +93,7 @@ def test_the_demo_tells_its_story_and_ends_on_ctrl_c(clone, demo, free_port_offs
     told = log.read_text()
     assert re.search(".*".join(STORY), told, re.DOTALL), told
 
-    api = f"http://127.0.0.1:{8080 + free_port_offset}/api/v1"
+    api = f"http://127.0.0.1:{8080 + offset}/api/v1"
     alert = httpx.get(f"{api}/alerts?node=node-2").raise_for_status().json()[-1]
     assert (alert["alert_type"], alert["severity"], alert["status"]) == ("high_temperature", "critical", "resolved")
     assert alert["threshold_value"] == 90.0
@@ -101,7 +102,7 @@ def test_the_demo_tells_its_story_and_ends_on_ctrl_c(clone, demo, free_port_offs
     assert [(node["node_id"], node["status"]) for node in nodes] == [("node-1", "healthy"), ("node-2", "healthy")]
 
     password = (clone / ".data" / "postgres" / "password").read_text().strip()
-    url = f"postgresql://telemetry:{password}@127.0.0.1:{5432 + free_port_offset}/gpu_telemetry"
+    url = f"postgresql://telemetry:{password}@127.0.0.1:{5432 + offset}/gpu_telemetry"
     with psycopg.connect(url) as connection:
         metrics = connection.execute(
             "SELECT node_id, gpu_index, temperature_celsius, collected_at FROM gpu_metrics "

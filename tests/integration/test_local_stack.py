@@ -66,30 +66,72 @@ class Up:
         self.process.wait()
 
 
-@pytest.fixture
-def up(tmp_path, free_port_offset, wait_for):
-    """`up(*flags)`: a stack that is up. All of them use one directory, and the same ports."""
+@pytest.fixture(scope="module")
+def start(free_port_offset, wait_for):
+    """`start(home)`: a stack that is up, its data in the directory `home`."""
     running = []
 
-    def _up(*flags):
-        made = Up(tmp_path / "data", free_port_offset, tmp_path / f"up-{len(running)}.log", "--no-prometheus", *flags)
+    def _start(home, offset=None):
+        made = Up(home / "data", offset or free_port_offset(), home / f"up-{len(running)}.log", "--no-prometheus")
         running.append(made)
         wait_for(made.is_up, _START_SECONDS, made.output)
         return made
 
-    yield _up
+    yield _start
     for each in running:
         each.end()
         wait_for(lambda each=each: not each.left(), 15, lambda each=each: f"processes are left: {each.left()}")
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_ends_everything_in_time_and_leaves_nothing_behind(up, wait_for, ending):
-    stack = up()
+@pytest.fixture(scope="class")
+def stack(start, tmp_path_factory):
+    """A stack that tests only look at."""
+    made = start(tmp_path_factory.mktemp("stack"))
+    yield made
+    made.end()
+
+
+class TestARunningStack:
+    def test_tells_its_state_and_lets_no_second_one_onto_its_directory(self, stack, wait_for):
+        def told():
+            status = gpu_telemetry("status", "--json", "--data", stack.directory)
+            return json.loads(subprocess.run(status, capture_output=True, text=True, timeout=30, check=True).stdout)
+
+        wait_for(lambda: len(told()["gpus"]) == 16, 60, "the fleet is stored")
+        answer = told()
+        assert [node["node_id"] for node in answer["nodes"]] == ["node-1", "node-2"]
+        assert answer["unanswered"] == {}
+        assert isinstance(answer["consumer_lag"], int)
+        assert {part["name"]: part["state"] for part in answer["parts"]} == dict.fromkeys(
+            ["PostgreSQL", "Apache Kafka", "Emulator", "Alert engine", "Exporter bridge", "API"], "up"
+        )
+        for part in answer["parts"]:
+            assert Path(part["log"]).stat().st_size > 0, part
+
+        second = gpu_telemetry("up", "--data", stack.directory, "--port-offset", 1)
+        refused = subprocess.run(second, capture_output=True, text=True, timeout=30, check=False)
+        assert refused.returncode == 1
+        assert f"{stack.directory} is held by process {stack.process.pid}" in refused.stderr
+
+        beside = gpu_telemetry("up", "--data", stack.directory.with_name("other"), "--port-offset", stack.offset)
+        refused = subprocess.run(beside, capture_output=True, text=True, timeout=30, check=False)
+        assert refused.returncode == 1
+        assert f"port {8080 + stack.offset}, where the API would listen, is in use" in refused.stderr
+
+    def test_shows_the_databases_password_nowhere(self, stack):
+        password = (stack.directory / "postgres" / "password").read_text().strip()
+        texts = [stack.output(), (stack.directory / "state.json").read_text(), *stack.left()]
+        texts += [log.read_text(errors="replace") for log in (stack.directory / "logs").glob("*.log")]
+        assert len(texts) > 8
+        assert not [text for text in texts if password in text]
+
+
+def test_ctrl_c_ends_everything_in_time_and_leaves_nothing_behind(start, tmp_path, wait_for):
+    stack = start(tmp_path)
     assert len(stack.left()) > 6
     began = time.monotonic()
     # As the terminal does it, to the whole group.
-    os.killpg(stack.process.pid, ending)
+    os.killpg(stack.process.pid, signal.SIGINT)
     assert stack.process.wait(timeout=_STOP_SECONDS) == 0, stack.output()
     assert time.monotonic() - began < _STOP_SECONDS
     wait_for(lambda: not stack.left(), 2, lambda: f"processes are left: {stack.left()}")
@@ -97,8 +139,8 @@ def test_a_signal_ends_everything_in_time_and_leaves_nothing_behind(up, wait_for
     assert not (stack.directory / "state.json").exists()
 
 
-def test_whatever_is_killed_comes_back_and_a_kill_of_the_whole_leaves_nothing_behind(up, wait_for):
-    stack = up()
+def test_whatever_is_killed_comes_back_and_a_kill_of_the_whole_leaves_nothing_behind(start, tmp_path, wait_for):
+    stack = start(tmp_path)
     for name in ("Exporter bridge", "Alert engine", "API", "Emulator", "PostgreSQL", "Apache Kafka"):
         first = stack.part(name)["pid"]
         os.kill(first, signal.SIGKILL)
@@ -124,45 +166,7 @@ def test_whatever_is_killed_comes_back_and_a_kill_of_the_whole_leaves_nothing_be
     stack.process.wait()
     wait_for(lambda: not stack.left(), 12, lambda: f"processes are left: {stack.left()}")
     # And the next run finds its data and its ports.
-    again = up()
+    again = start(tmp_path, stack.offset)
     assert len(httpx.get(f"{api}/api/v1/metrics/latest").json()) == 16
     os.kill(again.process.pid, signal.SIGTERM)
     assert again.process.wait(timeout=_STOP_SECONDS) == 0
-
-
-def test_a_running_stack_tells_its_state_and_lets_no_second_one_onto_its_directory(up, wait_for):
-    stack = up()
-
-    def told():
-        status = gpu_telemetry("status", "--json", "--data", stack.directory)
-        return json.loads(subprocess.run(status, capture_output=True, text=True, timeout=30, check=True).stdout)
-
-    wait_for(lambda: len(told()["gpus"]) == 16, 60, "the fleet is stored")
-    answer = told()
-    assert [node["node_id"] for node in answer["nodes"]] == ["node-1", "node-2"]
-    assert answer["unanswered"] == {}
-    assert isinstance(answer["consumer_lag"], int)
-    assert {part["name"]: part["state"] for part in answer["parts"]} == dict.fromkeys(
-        ["PostgreSQL", "Apache Kafka", "Emulator", "Alert engine", "Exporter bridge", "API"], "up"
-    )
-    for part in answer["parts"]:
-        assert Path(part["log"]).stat().st_size > 0, part
-
-    second = gpu_telemetry("up", "--data", stack.directory, "--port-offset", 1)
-    refused = subprocess.run(second, capture_output=True, text=True, timeout=30, check=False)
-    assert refused.returncode == 1
-    assert f"{stack.directory} is held by process {stack.process.pid}" in refused.stderr
-
-    beside = gpu_telemetry("up", "--data", stack.directory.with_name("other"), "--port-offset", stack.offset)
-    refused = subprocess.run(beside, capture_output=True, text=True, timeout=30, check=False)
-    assert refused.returncode == 1
-    assert f"port {8080 + stack.offset}, where the API would listen, is in use" in refused.stderr
-
-
-def test_the_databases_password_shows_nowhere(up):
-    stack = up()
-    password = (stack.directory / "postgres" / "password").read_text().strip()
-    texts = [stack.output(), (stack.directory / "state.json").read_text(), *stack.left()]
-    texts += [log.read_text(errors="replace") for log in (stack.directory / "logs").glob("*.log")]
-    assert len(texts) > 8
-    assert not [text for text in texts if password in text]

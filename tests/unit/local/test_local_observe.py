@@ -50,13 +50,13 @@ STATE = StackState(
 
 @pytest.fixture
 def service():
-    """A server that answers each path with the text that it was given; a path that has none with 503."""
+    """A server that answers each path with the text that it was given; a path that has none, or a problem, with 503."""
     answers = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             text = answers.get(self.path.partition("?")[0])
-            self.send_response(503 if text is None else 200)
+            self.send_response(503 if text is None or '"detail"' in text else 200)
             self.end_headers()
             self.wfile.write((text or "").encode())
 
@@ -101,6 +101,12 @@ def test_what_does_not_answer_is_named_and_costs_nothing_else(service, observer)
     assert snapshot.unanswered == {"api": "HTTP 503", "alert engine": "HTTP 503"}
     assert snapshot.counters == {SCRAPES: 7.0}
     assert summary(snapshot, Rates()) == "the API does not answer: HTTP 503"
+
+
+def test_a_problem_is_told_in_the_services_own_words(service, observer):
+    _, answers = service
+    answers["/api/v1/alerts/active"] = json.dumps({"status": 503, "detail": "the database lacks 0002_roles"})
+    assert observer.look().unanswered["api"] == "HTTP 503: the database lacks 0002_roles"
 
 
 def test_an_answer_of_another_shape_is_named(service, observer):
