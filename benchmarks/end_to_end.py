@@ -66,15 +66,15 @@ def _wait(condition: Callable[[], bool], what: str, logs: Path) -> None:
     raise TimeoutError(f"{what} did not come within {_START_SECONDS:g} s; the logs are in {logs}")
 
 
-def _counter(port: int, name: str) -> float:
-    """The sum over all labels of a counter that a service shows on its own /metrics."""
+def _stored_gpu_records(port: int) -> float:
+    """How many GPU records the alert engine says it has stored, on its own /metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name == name
+        if sample.name == "alert_engine_records_stored_total" and sample.labels["kind"] == "gpu"
     )
 
 
@@ -138,7 +138,7 @@ def run(
         bridge = stack.enter_context(_process([command, "bridge"], environment, logs / "bridge.log"))
 
         def stored() -> float:
-            return _counter(alerting_port, STORED_COUNTER)
+            return _stored_gpu_records(alerting_port)
 
         _wait(lambda: stored() >= nodes * gpus, "the first records", logs)
         print(f"warming up for {warm_up_seconds:g} s, measuring for {seconds:g} s", file=sys.stderr)
@@ -161,10 +161,6 @@ def run(
         result["bridge_resident_mib"] = resident_bytes(bridge) / 2**20
         result["worker_resident_mib"] = resident_bytes(worker) / 2**20
         return result
-
-
-# What the worker counts each stored GPU record on.
-STORED_COUNTER = "gpu_alerting_records_stored_total"
 
 
 if __name__ == "__main__":
