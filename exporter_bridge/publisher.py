@@ -2,17 +2,22 @@
 
 import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from exporter_bridge.metrics import BridgeMetrics
+from exporter_bridge.producer import (
+    IN_FLIGHT_BYTES,
+    IN_FLIGHT_MESSAGES,
+    in_daemon_thread,
+    make_producer,
+    verify_records_topic,
+)
 from exporter_bridge.records import Scrape
-from gpu_telemetry.kafka import TopicError, client_configuration, verify_topics
+from gpu_telemetry.kafka import TopicError
 from gpu_telemetry.records import DropCount
 from gpu_telemetry.settings import KafkaSettings
 
@@ -21,9 +26,6 @@ _log = logging.getLogger(__name__)
 # How often waiting scrapes are handed over and delivery reports are served: what a record waits at most.
 _TICK_SECONDS: Final = 0.05
 _CLOSING_TICK_SECONDS: Final = 0.01
-# What librdkafka holds at most; the rest waits in our queue, where whole scrapes can still be dropped.
-_IN_FLIGHT_MESSAGES: Final = 10_000
-_IN_FLIGHT_BYTES: Final = 64 * 1024**2
 # One call to librdkafka: about 2 ms of the loop's time.
 _BATCH_MESSAGES: Final = 1_000
 _VERIFY_RETRY_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -74,11 +76,11 @@ class Publisher:
         self._metrics = metrics
         self._queue_scrapes = queue_scrapes
         self._queue_bytes = queue_bytes
-        self._verify = verify or _verify_records_topic
+        self._verify = verify or verify_records_topic
         self._queue: deque[_Waiting] = deque()
         self._queued_bytes = 0
         self._drops: dict[str, dict[str, DropCount]] = {}
-        self._producer = self._make_producer()
+        self._producer = make_producer(self._kafka, self._client_error)
         self._handed: deque[_Batch] = deque()
         self._handed_messages = 0
         self._handed_bytes = 0
@@ -161,9 +163,11 @@ class Publisher:
         told = ""
         for attempt in range(2**31):
             try:
-                await _in_daemon_thread(lambda: self._verify(self._kafka))
+                await in_daemon_thread(lambda: self._verify(self._kafka))
             except (TopicError, KafkaException) as error:
-                text = str(error) if isinstance(error, TopicError) else _kafka_error_text(error)
+                text = (
+                    str(error) if isinstance(error, TopicError) else f"Kafka cannot be reached: {error.args[0].str()}"
+                )
                 if text != told:
                     _log.error("%s; scraping goes on, records wait", text)
                     told = text
@@ -195,8 +199,8 @@ class Publisher:
         while (
             self._queue
             and len(messages) < _BATCH_MESSAGES
-            and self._handed_messages + len(messages) < _IN_FLIGHT_MESSAGES
-            and self._handed_bytes + size < _IN_FLIGHT_BYTES
+            and self._handed_messages + len(messages) < IN_FLIGHT_MESSAGES
+            and self._handed_bytes + size < IN_FLIGHT_BYTES
         ):
             waiting = self._take()
             key = waiting.scrape.node_id.encode()
@@ -273,30 +277,6 @@ class Publisher:
 
     # -- the client -------------------------------------------------------------------------------------------------
 
-    def _make_producer(self) -> Producer:
-        configuration: dict[str, Any] = client_configuration(
-            self._kafka,
-            enable_idempotence=True,
-            acks="all",
-            compression_type="lz4",
-            # The Java clients' partitioner, so that any producer puts a node's records where ours are.
-            partitioner="murmur2_random",
-            # Our own bounded queue decides what goes; what librdkafka holds it keeps until it is delivered.
-            message_timeout_ms=0,
-            linger_ms=5,
-            # `_IN_FLIGHT_*` bound what it holds; its own bounds must never be met.
-            queue_buffering_max_messages=10 * _IN_FLIGHT_MESSAGES,
-            queue_buffering_max_kbytes=2**31 // 1024 - 1,
-            log_connection_close=False,
-            client_id="gpu-telemetry-bridge",
-        )
-        # Ours in any case: losses are counted from them.
-        configuration["delivery.report.only.error"] = True
-        configuration["error_cb"] = self._client_error
-        # `error_cb` tells of connections, and we say it once; the client's own lines repeat it.
-        configuration["log_level"] = 2
-        return Producer(configuration, logger=_log)
-
     def _client_error(self, error: KafkaError) -> None:
         """What the client says beside delivery reports; called from `poll`."""
         if error.fatal():
@@ -315,34 +295,4 @@ class Publisher:
         self._handed_messages = self._handed_bytes = 0
         self._failed_unaccounted = [0, 0]
         self._fatal = False
-        self._producer = self._make_producer()
-
-
-def _verify_records_topic(kafka: KafkaSettings) -> None:
-    verify_topics(kafka, names=[kafka.topic])
-
-
-async def _in_daemon_thread(work: Callable[[], object]) -> None:
-    """Wait for blocking work that the end of the process need not wait for."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
-
-    def run() -> None:
-        failure: BaseException | None = None
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, failure)
-
-    threading.Thread(target=run, name="kafka-topic", daemon=True).start()
-    await done
-
-
-def _kafka_error_text(error: KafkaException) -> str:
-    return f"Kafka cannot be reached: {error.args[0].str()}"
+        self._producer = make_producer(self._kafka, self._client_error)

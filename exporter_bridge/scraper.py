@@ -3,9 +3,8 @@
 import asyncio
 import logging
 import secrets
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -17,21 +16,18 @@ from exporter_bridge.node import Node
 from exporter_bridge.publisher import Publisher
 from exporter_bridge.records import Scrape, Turn
 from exporter_bridge.settings import BridgeSettings
+from exporter_bridge.slicing import SlicedReader
 from exporter_bridge.targets import Target, offset_of
+from exporter_bridge.telling import NodeLog
 from exporter_bridge.timetable import Timetable
 from gpu_telemetry.clock import Clock, to_milliseconds
 
 _log = logging.getLogger(__name__)
 
+# A time-out of one interval ends a little earlier: else it and the next turn would race, for a time-out or an overrun.
+_LONGEST_SHARE: Final = 0.98
 # The loop's timers are exact to a millisecond: without this one that fires early would be set again and again.
 _TIMER_SECONDS: Final = 0.001
-# How long the reading of new pages may keep the loop from what is due.
-_SLICE_SECONDS: Final = 0.004
-# Failures and recoveries that are logged one by one within an interval; beyond it they are only counted.
-_LOGGED_AN_INTERVAL: Final = 20
-_EXAMPLES_SHOWN: Final = 3
-
-Reading = tuple[Node, Answer, Generator[None, None, Page], int]
 
 
 class Scraper:
@@ -72,11 +68,9 @@ class Scraper:
         self._timer: asyncio.TimerHandle | None = None
         self._in_flight = 0
         self._waiting: deque[Node] = deque()
-        self._reading: deque[Reading] = deque()
-        self._slice: asyncio.Handle | None = None
+        self._reader = SlicedReader(self._loop)
         self._on_idle: Callable[[], None] | None = None
-        self._logged = 0
-        self._unlogged = 0
+        self._node_log = NodeLog()
 
     # -- who is scraped -----------------------------------------------------------------------------------------------
 
@@ -137,7 +131,7 @@ class Scraper:
     @property
     def waiting(self) -> int:
         """Turns that have come and wait for a free connection, or for the reading of their page."""
-        return len(self._waiting) + len(self._reading)
+        return len(self._waiting) + len(self._reader)
 
     def start(self) -> None:
         """Let the turns come."""
@@ -145,12 +139,11 @@ class Scraper:
 
     def stop(self) -> None:
         """Begin no further turn, and give up those under way."""
-        for handle in (self._timer, self._slice):
-            if handle is not None:
-                handle.cancel()
-        self._timer = self._slice = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._waiting.clear()
-        self._reading.clear()
+        self._reader.stop()
 
     async def scrape_all_once(self) -> int:
         """Give every node one turn at once; how many were good."""
@@ -190,6 +183,9 @@ class Scraper:
         self._in_flight += 1
         target = node.target
         timeout = target.timeout_seconds or self._settings.scrape_timeout_seconds
+        interval = self._settings.interval_seconds
+        if timeout <= interval:
+            timeout = min(timeout, interval * _LONGEST_SHARE)
         self._fetcher.start(target.url, target.access, timeout, lambda answer: self._fetched(node, answer))
 
     def _fetched(self, node: Node, answer: Answer) -> None:
@@ -200,38 +196,12 @@ class Scraper:
             self._finish(node, answer.reason, answer)
             return
         self._metrics.scraped_bytes.inc(len(answer.body))
-        steps = node.parser.parse_steps(answer.body)
-        reading = (node, answer, steps, to_milliseconds(self._clock.now()))
-        if not self._read(reading, time.perf_counter() + _SLICE_SECONDS / 2):
-            self._reading.append(reading)
-            if self._slice is None:
-                self._slice = self._loop.call_soon(self._read_on)
-
-    def _read_on(self) -> None:
-        """Read on in the pages that are new, for one slice of time."""
-        deadline = time.perf_counter() + _SLICE_SECONDS
-        while self._reading:
-            reading = self._reading.popleft()
-            if not self._read(reading, deadline):
-                self._reading.appendleft(reading)
-                break
-        self._slice = self._loop.call_soon(self._read_on) if self._reading else None
-
-    def _read(self, reading: Reading, deadline: float) -> bool:
-        """Go on reading a page until it is read or the deadline is past; whether the turn has ended."""
-        node, answer, steps, at_ms = reading
-        try:
-            while True:
-                next(steps)
-                if time.perf_counter() >= deadline:
-                    return False
-        except StopIteration as end:
-            page = end.value
-        except Exception:  # noqa: BLE001 - an error of ours on one page costs that node, and is told with its traceback
-            self._internal_error(node, answer)
-            return True
-        self._take_page(node, answer, page, at_ms)
-        return True
+        at_ms = to_milliseconds(self._clock.now())
+        self._reader.read(
+            node.parser.parse_steps(answer.body),
+            lambda page: self._take_page(node, answer, page, at_ms),
+            lambda: self._internal_error(node, answer),
+        )
 
     def _take_page(self, node: Node, answer: Answer, page: Page, at_ms: int) -> None:
         self._count_refused(node, page)
@@ -246,14 +216,14 @@ class Scraper:
         try:
             scrape = node.builder.build(page, turn)
             page.compact()
-        except Exception:  # noqa: BLE001 - as in `_read`
+        except Exception:  # noqa: BLE001 - an error of ours on one page costs that node, and is told with its traceback
             self._internal_error(node, answer, turn)
             return
         if node.target.node_id in self._nodes:
             node.page = page
             node.page_at = self._clock.monotonic()
         if node.reason is not None:
-            self._say(logging.INFO, "%s: scraped again, after %s", node.target.node_id, node.reason)
+            self._node_log.recovered(node.target.node_id, node.reason)
             node.reason = None
         self._publisher.publish(scrape)
         self._count(scrape, page, answer)
@@ -265,7 +235,7 @@ class Scraper:
 
     def _free(self, node: Node) -> None:
         node.busy = False
-        if self._on_idle is not None and not (self._in_flight or self._waiting or self._reading):
+        if self._on_idle is not None and not (self._in_flight or self._waiting or self._reader):
             self._loop.call_soon(self._on_idle)
 
     def _fail(self, node: Node, reason: str, detail: str, seconds: float | None = None) -> None:
@@ -275,7 +245,7 @@ class Scraper:
     def _close_failed(self, node: Node, turn: Turn, detail: str) -> None:
         reason = turn.reason or "other"
         if node.reason is None:
-            self._say(logging.WARNING, "%s: scrape failed: %s (%s)", turn.node_id, reason, detail)
+            self._node_log.failed(turn.node_id, reason, detail)
         node.reason = reason
         node.page = None
         self._metrics.scrapes.inc()
@@ -329,22 +299,9 @@ class Scraper:
         for reason, amount in page.refused.items():
             self._metrics.refused_lines.add(amount, reason)
         if page.refused and not node.refusing:
-            told = ", ".join(f"{amount} {reason}" for reason, amount in page.refused.items())
-            examples = " | ".join(page.examples[:_EXAMPLES_SHOWN])
-            self._say(logging.WARNING, "%s: lines not understood: %s; as in: %s", node.target.node_id, told, examples)
+            self._node_log.refused(node.target.node_id, page.refused, page.examples)
         node.refusing = bool(page.refused)
 
-    def _say(self, level: int, text: str, *values: object) -> None:
-        """Log what happened to one node, unless too many have had their say in this interval."""
-        if self._logged < _LOGGED_AN_INTERVAL:
-            self._logged += 1
-            _log.log(level, text, *values)
-        else:
-            self._unlogged += 1
-
     def sum_up(self) -> None:
-        """Once an interval: say how much was not said, and let nodes be told of again."""
-        if self._unlogged:
-            failing = sum(node.reason is not None for node in self._nodes.values())
-            _log.warning("%d more nodes failed or came back; %d fail now", self._unlogged, failing)
-        self._logged = self._unlogged = 0
+        """Once an interval: say of how many nodes it was not said that they failed or came back."""
+        self._node_log.sum_up(sum(node.reason is not None for node in self._nodes.values()))

@@ -114,6 +114,18 @@ def test_a_target_that_still_answers_at_its_next_turn_skips_that_turn(on_loop, l
     assert all(turn.up for turn in quick)
 
 
+def test_a_target_that_hangs_for_whole_intervals_times_out_each_time_and_skips_nothing(on_loop, loopback):
+    async def run():
+        exporter = loopback.Exporter(loopback.hang)
+        async with loopback.serving(exporter), loopback.Bench(interval_seconds=0.5) as bench:
+            bench.apply(node_1=exporter.url())
+            bench.scraper.start()
+            await loopback.until(lambda: len(bench.turns()) >= 5)
+            return {turn.reason for turn in bench.turns()}
+
+    assert on_loop(run()) == {"timeout"}
+
+
 def test_waiting_for_the_next_turn_costs_no_more_than_a_timer(on_loop, loopback):
     async def run():
         async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench() as bench:

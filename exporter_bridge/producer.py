@@ -1,0 +1,81 @@
+"""The Kafka client of the publisher: its configuration, and the look at the topic before it is used."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, Producer
+
+from gpu_telemetry.kafka import client_configuration, verify_topics
+from gpu_telemetry.settings import KafkaSettings
+
+_log = logging.getLogger(__name__)
+
+# What the client holds at most; the rest waits in our queue, where whole scrapes can still be dropped.
+IN_FLIGHT_MESSAGES: Final = 10_000
+IN_FLIGHT_BYTES: Final = 64 * 1024**2
+
+
+def make_producer(kafka: KafkaSettings, on_error: Callable[[KafkaError], None]) -> Producer:
+    """A client that loses nothing in silence and reports failed deliveries alone.
+
+    Raises:
+        KafkaException: a property that KAFKA_OPT_ gives is unknown or wrong.
+    """
+    configuration: dict[str, Any] = client_configuration(
+        kafka,
+        enable_idempotence=True,
+        acks="all",
+        compression_type="lz4",
+        # The Java clients' partitioner, so that any producer puts a node's records where ours are.
+        partitioner="murmur2_random",
+        # Our own bounded queue decides what goes; what the client holds it keeps until it is delivered.
+        message_timeout_ms=0,
+        linger_ms=5,
+        # `IN_FLIGHT_*` bound what it holds; its own bounds must never be met.
+        queue_buffering_max_messages=10 * IN_FLIGHT_MESSAGES,
+        queue_buffering_max_kbytes=2**31 // 1024 - 1,
+        log_connection_close=False,
+        client_id="gpu-telemetry-bridge",
+    )
+    # Ours in any case: losses are counted from them.
+    configuration["delivery.report.only.error"] = True
+    configuration["error_cb"] = on_error
+    # `on_error` tells of connections, and we say it once; the client's own lines repeat it.
+    configuration["log_level"] = 2
+    return Producer(configuration, logger=_log)
+
+
+def verify_records_topic(kafka: KafkaSettings) -> None:
+    """Check that the topic of the records is there. It blocks.
+
+    Raises:
+        TopicError: it is missing, or does not stamp with LogAppendTime.
+        KafkaException: the brokers cannot be reached.
+    """
+    verify_topics(kafka, names=[kafka.topic])
+
+
+async def in_daemon_thread(work: Callable[[], object]) -> None:
+    """Wait for blocking work that the end of the process need not wait for."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        failure: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, failure)
+
+    threading.Thread(target=run, name="kafka-topic", daemon=True).start()
+    await done

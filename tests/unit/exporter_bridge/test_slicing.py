@@ -1,0 +1,85 @@
+"""Slow reading in slices, and what is said of many nodes at once."""
+
+import asyncio
+import time
+
+from exporter_bridge.slicing import SLICE_SECONDS, SlicedReader
+from exporter_bridge.telling import NodeLog
+
+
+def steps(count, seconds, result="page"):
+    for _ in range(count):
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        yield
+    if result is None:
+        raise ZeroDivisionError
+    return result
+
+
+def unexpected():
+    raise AssertionError
+
+
+def test_a_known_page_is_read_at_once(on_loop):
+    async def run():
+        got = []
+        SlicedReader(asyncio.get_running_loop()).read(steps(0, 0), got.append, unexpected)
+        return got
+
+    assert on_loop(run()) == ["page"]
+
+
+def test_new_pages_are_read_first_come_first_served_while_known_ones_pass(on_loop):
+    async def run():
+        got = []
+        reader = SlicedReader(asyncio.get_running_loop())
+        reader.read(steps(10, SLICE_SECONDS / 2, "slow 1"), got.append, unexpected)
+        reader.read(steps(10, SLICE_SECONDS / 2, "slow 2"), got.append, unexpected)
+        assert len(reader) == 2
+        passed = 0
+        while len(reader):
+            passed += 1
+            reader.read(steps(0, 0, "known"), got.append, unexpected)
+            await asyncio.sleep(0)
+        return got, passed
+
+    got, passed = on_loop(run())
+    assert [page for page in got if page != "known"] == ["slow 1", "slow 2"]
+    assert got[:2] == ["known", "known"]
+    assert passed >= 5
+
+
+def test_a_page_on_which_reading_fails_costs_that_page(on_loop, loopback):
+    async def run():
+        got, failed = [], []
+        reader = SlicedReader(asyncio.get_running_loop())
+        reader.read(steps(5, SLICE_SECONDS, None), unexpected, lambda: failed.append(1))
+        reader.read(steps(5, SLICE_SECONDS), got.append, unexpected)
+        await loopback.until(lambda: not len(reader))
+        return got, failed
+
+    assert on_loop(run()) == (["page"], [1])
+
+
+def test_after_a_stop_nothing_is_read(on_loop):
+    async def run():
+        reader = SlicedReader(asyncio.get_running_loop())
+        reader.read(steps(5, SLICE_SECONDS), unexpected, unexpected)
+        reader.stop()
+        await asyncio.sleep(0.01)
+        return len(reader)
+
+    assert on_loop(run()) == 0
+
+
+def test_a_fleet_that_fails_together_takes_a_few_lines_and_one_that_sums_up(caplog):
+    log = NodeLog()
+    for number in range(1000):
+        log.failed(f"node-{number}", "timeout", "no answer")
+    log.sum_up(failing=1000)
+    assert len(caplog.records) == 21
+    assert "980 more nodes failed or came back; 1000 fail now" in caplog.text
+    log.failed("node-1", "dns", "no such host")
+    assert caplog.records[-1].message == "node-1: scrape failed: dns (no such host)"
