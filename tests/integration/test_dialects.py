@@ -3,23 +3,13 @@
 Two oracles: what the emulated GPUs are, and what prometheus_client reads on the same page.
 """
 
-from datetime import UTC, datetime
-from typing import NamedTuple
-
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from emulator.attribution import tenants
-from emulator.fleet import Fleet
-from emulator.settings import EmulatorSettings
-from exporter_bridge.exposition import Exposition
-from exporter_bridge.layouts import Page
-from exporter_bridge.records import RecordBuilder, Scrape, Turn
-from gpu_telemetry.clock import ManualClock, to_milliseconds
 from gpu_telemetry.fields import FIELD_BY_DCGM_NAME
-from gpu_telemetry.records import GpuRecord, ScrapeRecord, Workload, decode
+from gpu_telemetry.records import Workload
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
 OPTIONAL = {"optional_fields": "ecc,throttle_reasons,xid_count"}
 # By the names under which people speak of them.
 CASES = {
@@ -55,57 +45,6 @@ CASES = {
 by_name = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 
 
-class Read(NamedTuple):
-    """What one scrape of node-1 gave."""
-
-    body: bytes
-    page: Page
-    scrape: Scrape
-    records: dict[tuple[str, str | None], GpuRecord]
-    closing: ScrapeRecord
-
-
-class Reader:
-    """Node-1 of a fleet and the bridge's reading side of it, kept from scrape to scrape."""
-
-    def __init__(self, **options):
-        self.clock = ManualClock(START)
-        self.fleet = Fleet(EmulatorSettings(nodes=1, gpus=4, **options), self.clock)
-        self.exposition = Exposition()
-        self._parser = self.exposition.parser()
-        self._builder = RecordBuilder()
-        self._seq = 0
-
-    @property
-    def node(self):
-        return self.fleet.node("node-1")
-
-    def scrape(self) -> Read:
-        self._seq += 1
-        body = self.fleet.page("node-1")
-        page = self._parser.parse(body)
-        turn = Turn(
-            node_id="node-1",
-            bridge_id="bridge",
-            boot_id="boot",
-            seq=self._seq,
-            collected_at_ms=to_milliseconds(self.clock.now()),
-            interval_ms=30_000,
-        )
-        scrape = self._builder.build(page, turn)
-        *gpus, closing = [decode(message) for message in scrape.messages]
-        assert isinstance(closing, ScrapeRecord)
-        records = {(record.gpu_uuid, record.mig_instance): record for record in gpus}
-        assert len(records) == len(gpus) == scrape.gpu_records == closing.gpu_records
-        return Read(body, page, scrape, records, closing)
-
-    def scrapes(self):
-        """Scrapes over a day in which jobs come and go; each is checked before the next."""
-        for seconds in (0, 30, 1800, 30, 7200, 30, 30, 40_000):
-            self.clock.advance(seconds)
-            yield self.scrape()
-
-
 def lines_of(body: bytes):
     return [line for line in body.decode().splitlines() if not line.startswith("#")]
 
@@ -122,8 +61,8 @@ def slots(reader):
 
 
 @by_name
-def test_the_records_are_the_gpus_and_instances_of_the_page_and_no_others(options):
-    reader = Reader(**options)
+def test_the_records_are_the_gpus_and_instances_of_the_page_and_no_others(read_node, options):
+    reader = read_node(**options)
     for read in reader.scrapes():
         expected = slots(reader)
         assert expected
@@ -135,8 +74,8 @@ def test_the_records_are_the_gpus_and_instances_of_the_page_and_no_others(option
 
 
 @by_name
-def test_each_record_says_which_gpu_it_is_about_as_far_as_the_page_does(options):
-    reader = Reader(**options)
+def test_each_record_says_which_gpu_it_is_about_as_far_as_the_page_does(read_node, options):
+    reader = read_node(**options)
     exporter = reader.node.exporter
     dialect = exporter.dialect
     for read in reader.scrapes():
@@ -153,8 +92,8 @@ def test_each_record_says_which_gpu_it_is_about_as_far_as_the_page_does(options)
 
 
 @by_name
-def test_each_record_names_the_workloads_of_its_gpu_once(options):
-    reader = Reader(**options)
+def test_each_record_names_the_workloads_of_its_gpu_once(read_node, options):
+    reader = read_node(**options)
     exporter = reader.node.exporter
     seen = 0
     for read in reader.scrapes():
@@ -174,8 +113,8 @@ def test_each_record_names_the_workloads_of_its_gpu_once(options):
 
 
 @by_name
-def test_temperature_power_energy_and_memory_are_the_gpus_own(options):
-    reader = Reader(**options)
+def test_temperature_power_energy_and_memory_are_the_gpus_own(read_node, options):
+    reader = read_node(**options)
     dialect = reader.node.exporter.dialect
     for read in reader.scrapes():
         now = reader.fleet.now()
@@ -192,8 +131,8 @@ def test_temperature_power_energy_and_memory_are_the_gpus_own(options):
 
 
 @by_name
-def test_every_value_is_the_one_that_prometheus_client_reads_and_none_is_rejected(options):
-    reader = Reader(**options)
+def test_every_value_is_the_one_that_prometheus_client_reads_and_none_is_rejected(read_node, options):
+    reader = read_node(**options)
     names = {new: old for old, new in (reader.node.exporter.dialect.names or {}).items()}
     for read in reader.scrapes():
         assert not read.scrape.rejected
@@ -258,8 +197,8 @@ def _shown_as(record, name):
 
 
 @by_name
-def test_a_page_without_news_costs_no_slow_parsing(options):
-    reader = Reader(**options)
+def test_a_page_without_news_costs_no_slow_parsing(read_node, options):
+    reader = read_node(**options)
     reader.scrape()
     parsed, laid_out = reader.exposition.label_texts_parsed, reader.exposition.blocks_laid_out
     reader.clock.advance(1)
@@ -278,12 +217,12 @@ def test_a_page_without_news_costs_no_slow_parsing(options):
         ({"entities": "cpu,cpu_core"}, {"cpu": 4, "cpu_core": 8}),
     ],
 )
-def test_what_no_gpu_record_holds_is_counted_by_entity(options, expected):
-    assert Reader(**options).scrape().scrape.not_recorded == expected
+def test_what_no_gpu_record_holds_is_counted_by_entity(read_node, options, expected):
+    assert read_node(**options).scrape().scrape.not_recorded == expected
 
 
-def test_a_shared_gpu_draws_its_power_once_however_many_pods_share_it():
-    reader = Reader(attribution="time_slicing")
+def test_a_shared_gpu_draws_its_power_once_however_many_pods_share_it(read_node):
+    reader = read_node(attribution="time_slicing")
     read = reader.scrape()
     rows = [line for line in lines_of(read.body) if line.startswith("DCGM_FI_DEV_POWER_USAGE{")]
     watts = sum(gpu.power_watts for gpu, _ in slots(reader).values())
@@ -291,21 +230,21 @@ def test_a_shared_gpu_draws_its_power_once_however_many_pods_share_it():
     assert sum(record.power_watts for record in read.records.values()) == pytest.approx(watts)
 
 
-def test_a_shared_gpu_without_a_pod_has_no_rows_so_the_closing_record_does_not_name_it():
-    reader = Reader(attribution="vgpu")
+def test_a_shared_gpu_without_a_pod_has_no_rows_so_the_closing_record_does_not_name_it(read_node):
+    reader = read_node(attribution="vgpu")
     read = reader.scrape()
     idle = {gpu.uuid for gpu in reader.node.gpus if not gpu.jobs}
     assert idle
     assert idle.isdisjoint(read.closing.gpu_uuids)
 
 
-def test_a_vgpu_shows_its_licence_among_the_other_fields():
-    records = Reader(attribution="vgpu").scrape().records.values()
+def test_a_vgpu_shows_its_licence_among_the_other_fields(read_node):
+    records = read_node(attribution="vgpu").scrape().records.values()
     assert {record.fields["DCGM_FI_DEV_VGPU_LICENSE_STATUS"] for record in records} == {1}
 
 
-def test_values_between_two_collections_count_as_unchanged():
-    reader = Reader(collection_seconds=30)
+def test_values_between_two_collections_count_as_unchanged(read_node):
+    reader = read_node(collection_seconds=30)
     reader.clock.advance(60)
     first = reader.scrape()
     reader.clock.advance(10)
