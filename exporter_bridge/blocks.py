@@ -1,14 +1,20 @@
 """How a block of a page is laid out the first time it is seen: what its lines are, apart from their numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from exporter_bridge import lines
 from exporter_bridge.layouts import BlockLayout, Family, LabelSet
 
 _BLANKS: Final = b" \t\r"
 MOST_EXAMPLES: Final = 3  # of refused lines, kept for a page
+_LINES_A_STEP: Final = 200  # about a millisecond of slow work
+
+
+Entry = tuple[bytes, bytes]  # a line's kind and head
+Result = TypeVar("Result")
+Steps = Generator[None, None, Result]  # work that can be left for a while between its steps
 
 
 class PatchyBlock:
@@ -64,14 +70,16 @@ class BlockReader:
             found.update((label_set.text, label_set) for label_set in layout.label_sets)
         return found
 
-    def lay_out(self, entries: Sequence[tuple[bytes, bytes]]) -> BlockLayout | PatchyBlock:
+    def lay_out(self, entries: Sequence[Entry]) -> Steps[BlockLayout | PatchyBlock]:
         """The layout of a block whose lines have these kinds and heads, metadata before samples."""
         metadata = lines.Metadata()
         block = PatchyBlock()
         runs: list[tuple[Family, list[str], list[LabelSet]]] = []
         seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
         position = -1
-        for kind, head in entries:
+        for number, (kind, head) in enumerate(entries, start=1):
+            if number % _LINES_A_STEP == 0:
+                yield
             try:
                 if kind == lines.COMMENT:
                     metadata.read(head)
@@ -102,13 +110,15 @@ class BlockReader:
         )
         return block.layouts[0] if len(block.layouts) == 1 and not block.refused else block
 
-    def regular_entries(self, metadata: bytes, heads: Sequence[bytes]) -> list[tuple[bytes, bytes]] | None:
+    def regular_entries(self, metadata: bytes, heads: Sequence[bytes]) -> Steps[list[Entry] | None]:
         """Kinds and heads of a block split at the first `} ` of each line, or None if that split is not the right one.
 
-        It holds for every later block with the same metadata and heads whose tokens are plain numbers.
+        It holds for every later block with the same metadata and heads in which a sample's token follows each head.
         """
-        entries = [(lines.COMMENT, line) for line in metadata.splitlines()]
-        for head in heads:
+        entries = [(lines.COMMENT, line.strip(_BLANKS)) for line in metadata.split(b"\n") if line]
+        for number, head in enumerate(heads, start=1):
+            if number % _LINES_A_STEP == 0:
+                yield
             name, _, text = head.partition(b"{")
             if self._is_valid(text) and lines.is_name(name):
                 entries.append((lines.SAMPLE, head + b"}"))
@@ -154,15 +164,17 @@ class BlockReader:
         return self._tuples.setdefault(label_sets, label_sets)
 
 
-def line_by_line(text: bytes) -> Iterable[tuple[list[tuple[bytes, bytes]], list[bytes]]]:
+def line_by_line(text: bytes) -> Iterator[tuple[list[Entry], list[bytes]] | None]:
     """The blocks of a text: for each the kinds and heads of its lines, and the tokens of those that are no comments.
 
     A block begins where metadata follows samples or metadata of another family. Blank lines and plain comments are
-    passed over, and so is the metadata of a family without samples.
+    passed over, and so is the metadata of a family without samples. None stands for a step done, where lines are many.
     """
-    entries: list[tuple[bytes, bytes]] = []
+    entries: list[Entry] = []
     tokens: list[bytes] = []
-    for line in text.split(b"\n"):
+    for number, line in enumerate(text.split(b"\n"), start=1):
+        if number % _LINES_A_STEP == 0:
+            yield None
         if not line.strip(_BLANKS):
             continue
         kind, head, token = lines.split_line(line)
@@ -180,5 +192,5 @@ def line_by_line(text: bytes) -> Iterable[tuple[list[tuple[bytes, bytes]], list[
         yield entries, tokens
 
 
-def _says_anything(entries: Sequence[tuple[bytes, bytes]], tokens: Sequence[bytes]) -> bool:
-    return bool(tokens) or any(lines.subject(head) is None for _, head in entries)
+def _says_anything(entries: Sequence[Entry], tokens: Sequence[bytes]) -> bool:
+    return bool(tokens) or not all(lines.is_good_metadata(head) for _, head in entries)

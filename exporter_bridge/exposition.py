@@ -10,7 +10,7 @@ function of the head alone.
 blocks of the node's last two differing pages, so memory is bounded by the fleet, whatever comes and goes in it.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Final, cast
@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from xxhash import xxh3_128_digest
 
 from exporter_bridge import lines
-from exporter_bridge.blocks import MOST_EXAMPLES, BlockReader, PatchyBlock, line_by_line
+from exporter_bridge.blocks import MOST_EXAMPLES, BlockReader, Entry, PatchyBlock, Steps, line_by_line
 from exporter_bridge.layouts import BadValue, BlockLayout, Family, Page
 from exporter_bridge.splitting import SplitPage, read_numbers
 
@@ -85,46 +85,55 @@ class PageParser:
                 page: Page = end.value
                 return page
 
-    def parse_steps(self, body: bytes) -> Generator[None, None, Page]:
-        """`parse` in steps: it yields after each block that had to be laid out anew, so that due work can go first.
+    def parse_steps(self, body: bytes) -> Steps[Page]:
+        """`parse` in steps: it yields after each block and each few lines of slow work, so that due work can go first.
 
         One page of a node must be read to its end, or given up, before the next is begun.
         """
         split = SplitPage(body)
+        if split.values is None and b"\r\n" in body:
+            split = SplitPage(body.replace(b"\r\n", b"\n"))
         if split.values is not None and not split.rest:
             digests = split.digests()
             if len(digests) == len(self._whole):
                 found = tuple(map(self._whole.get, digests))
                 if None not in found and len(set(found)) == len(found):
+                    if self._known_before:
+                        self._known_before = {}
                     layouts = cast("tuple[BlockLayout, ...]", found)
                     return Page(layouts, split.tokens, values=split.values, shape=self._shape, refused=_NONE)
         return (yield from self._read(split))
 
-    def _read(self, split: SplitPage) -> Generator[None, None, Page]:
+    def _read(self, split: SplitPage) -> Steps[Page]:
         """Block by block: what is known is taken, what is new is laid out."""
         draft = _Draft()
         used: dict[bytes, _Known] = {}
         repeated = False
         reader = BlockReader(self._exposition, self._layouts())
         for block in split.blocks():
-            known, entries = None, None
-            if block.values is not None:
+            known = None
+            if block.regular:
                 repeated |= block.digest in used
                 known = self._recall(block.digest, used)
-                if known is None and (entries := reader.regular_entries(block.metadata, block.heads)) is not None:
-                    known = used[block.digest] = self._lay_out(reader, entries)
-                    yield
+                if known is None:
+                    entries = yield from reader.regular_entries(block.metadata, block.heads)
+                    if entries is not None:
+                        known = used[block.digest] = yield from self._lay_out(reader, entries)
             if known is not None:
                 draft.add(known, block.tokens, block.values)
                 continue
-            for entries, tokens in line_by_line(block.text()):
-                heads = b"\n".join([kind + head for kind, head in entries])
-                digest = xxh3_128_digest(heads, _LINE_BY_LINE + len(entries))
+            for found in line_by_line(block.text()):
+                if found is None:
+                    yield
+                    continue
+                lines_, tokens = found
+                digest = xxh3_128_digest(
+                    b"\n".join([kind + head for kind, head in lines_]), _LINE_BY_LINE + len(lines_)
+                )
                 repeated |= digest in used
                 known = self._recall(digest, used)
                 if known is None:
-                    known = used[digest] = self._lay_out(reader, entries)
-                    yield
+                    known = used[digest] = yield from self._lay_out(reader, lines_)
                 draft.add(known, tokens, None)
         self._remember(used, reader, repeated=repeated)
         if self._overlapping:
@@ -137,9 +146,11 @@ class PageParser:
             used[digest] = found
         return found
 
-    def _lay_out(self, reader: BlockReader, entries: Sequence[tuple[bytes, bytes]]) -> _Known:
+    def _lay_out(self, reader: BlockReader, entries: Sequence[Entry]) -> Steps[_Known]:
         self._exposition.blocks_laid_out += 1
-        return reader.lay_out(entries)
+        known = yield from reader.lay_out(entries)
+        yield
+        return known
 
     def _layouts(self) -> Iterator[BlockLayout]:
         return _layouts_of(chain(self._known_before.values(), self._known.values()))

@@ -6,6 +6,7 @@ here is a function of the line alone, so what was found once about a line's head
 """
 
 import re
+from collections.abc import Sequence
 from math import isinf
 from typing import Final, NamedTuple
 
@@ -39,6 +40,10 @@ _TYPES: Final = frozenset(("counter", "gauge", "histogram", "summary", "untyped"
 _SUFFIXES: Final = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 _GPU_UUID: Final = re.compile(rb'(?:UUID|uuid)="(GPU-[0-9A-Za-z-]{1,80})"')
 _LONGEST_EXAMPLE: Final = 200
+
+
+# The time that prometheus_client takes for a label grows with the square of its length.
+LONGEST_LABEL_TEXT: Final = 16 * 1024
 
 
 class Refused(ValueError):
@@ -76,16 +81,20 @@ def split_line(line: bytes) -> Line:
         head, _, token = line.rpartition(b" ")
         start = _STARTS_WITH_NAME.match(line)
         return Line(b"n" if start is None else b"l" if start.group(1) else b"x", head, token)
-    head = match.group()
     words = [word for word in line[match.end() :].replace(b"\t", b" ").split(b" ") if word]
-    token = b" ".join(words)
-    if not words:
-        return Line(b"x", head, token)
-    if not _is_number(words[0]):
-        return Line(VALUELESS, head, token)
-    if len(words) == 1 or (len(words) == 2 and _TIMESTAMP.fullmatch(words[1])):  # noqa: PLR2004 - value, timestamp
-        return Line(SAMPLE, head, token)
-    return Line(b"x", head, token)
+    kind = SAMPLE if _are_samples(words) else b"x" if not words or _is_number(words[0]) else VALUELESS
+    return Line(kind, match.group(), b" ".join(words))
+
+
+def is_sample_token(token: bytes) -> bool:
+    """Whether it is a value, or a value, one space and a timestamp in milliseconds."""
+    return _are_samples(token.split(b" "))
+
+
+def _are_samples(words: Sequence[bytes]) -> bool:
+    if len(words) == 2:  # noqa: PLR2004 - value and timestamp
+        return _TIMESTAMP.fullmatch(words[1]) is not None and _is_number(words[0])
+    return len(words) == 1 and _is_number(words[0])
 
 
 def _is_number(token: bytes) -> bool:
@@ -118,7 +127,7 @@ def checked_label_set(text: str) -> LabelSet:
     Raises:
         Refused: the text is not what stands between the braces of a sample.
     """
-    if not _LABELS.fullmatch(text):
+    if len(text) > LONGEST_LABEL_TEXT or not _LABELS.fullmatch(text):
         raise Refused(BAD_LABELS)
     labels = LabelSet(text)
     try:
@@ -171,6 +180,15 @@ class Metadata:
 def is_metadata(comment: bytes) -> bool:
     """Whether a line that begins with `#` is meant as HELP or TYPE."""
     return _KEYWORD.match(comment) is not None
+
+
+def is_good_metadata(comment: bytes) -> bool:
+    """Whether a line that begins with `#` can be read as what it is meant as."""
+    try:
+        Metadata().read(comment)
+    except Refused:
+        return False
+    return True
 
 
 def subject(comment: bytes) -> bytes | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from xxhash import xxh3_128_digest
 
 from exporter_bridge.judging import UNCONVERTIBLE, measure_of
-from exporter_bridge.layouts import BlockLayout, Page
+from exporter_bridge.layouts import BlockLayout, LabelSet, Page
 from exporter_bridge.plans import Key, Plan, plan_page
 from exporter_bridge.rows import Row, row_of
 from exporter_bridge.writing import Turn, Unbelieved, closing, head, judged, prefix, written
@@ -124,8 +124,11 @@ class RecordBuilder:
     def _unconvertible(self, page: Page) -> dict[int, Unbelieved]:
         """What goes to `rejected` of which record because its text is no number."""
         found: dict[int, Unbelieved] = {}
+        rows: dict[LabelSet, Row | str] = {}
         for name, labels, token in page.bad_values:
-            row = row_of(labels.labels)
+            row = rows.get(labels)
+            if row is None:
+                row = rows[labels] = row_of(labels.labels)
             measure = measure_of(name, "untyped")
             if isinstance(row, Row) and measure is not None and (row.gpu_uuid, row.mig_instance) in self._keys:
                 record = self._keys.index((row.gpu_uuid, row.mig_instance))

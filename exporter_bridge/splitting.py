@@ -8,6 +8,8 @@ from typing import Final
 import msgspec
 from xxhash import xxh3_128_digest
 
+from exporter_bridge.lines import is_sample_token
+
 _METADATA: Final = re.compile(rb"(?<![^\n])# HELP [^\n]*\n# TYPE [^\n]*\n")
 # From the first `} ` of a line on: the token, and a block's beginning if one follows.
 _SPLIT: Final = re.compile(rb"\} ([^\n]*)\n(# HELP [^\n]*\n# TYPE [^\n]*\n)?")
@@ -67,16 +69,21 @@ class SplitPage:
 
 
 class SplitBlock:
-    """One block; `values` is None unless every line could be split and every token is a plain number."""
+    """One block, `regular` if every line could be split and every token is a sample's.
 
-    __slots__ = ("_rest", "heads", "metadata", "tokens", "values")
+    `values` is None unless it is regular and all tokens are plain numbers.
+    """
+
+    __slots__ = ("_rest", "heads", "metadata", "regular", "tokens", "values")
 
     def __init__(self, metadata: bytes, heads: list[bytes], tokens: list[bytes], rest: bytes) -> None:
         self.metadata = metadata
         self.heads = heads
         self.tokens = tokens
         self._rest = rest
-        self.values = None if rest or not tokens else read_numbers(tokens)
+        split = bool(tokens) and not rest
+        self.values = read_numbers(tokens) if split else None
+        self.regular = split and (self.values is not None or all(map(is_sample_token, tokens)))
 
     @property
     def digest(self) -> bytes:

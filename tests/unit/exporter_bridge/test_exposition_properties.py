@@ -218,7 +218,7 @@ def read_slowly(kind, head, token):
 def line_after_line(body: bytes):
     """The samples of a page, and the lines refused by reason, by the slow way alone and without any cache."""
     samples, refused = {}, Counter()
-    for entries, tokens in line_by_line(body):
+    for entries, tokens in filter(None, line_by_line(body)):
         rest = iter(tokens)
         for kind, head in entries:
             try:
