@@ -122,7 +122,7 @@ class RecordStream:
                     "%s [%d]: offset %d came after %d, reading again", self._topic, part.number, offset, expected
                 )
                 part.rewound_to = expected
-                self._seek(part.number, expected)
+                self.start(part, expected)
                 break
             if offset > expected:
                 part.holes.append(Gap("missing", expected, offset))
@@ -167,13 +167,20 @@ class RecordStream:
 
     def start(self, part: OwnedPartition, offset: int) -> bool:
         """Lead the consumer to the offset and fetch from there; False when it is not ready for it yet."""
+        place = TopicPartition(self._topic, part.number, offset)
         try:
-            self._seek(part.number, offset)
-        except KafkaException as error:
-            _log.debug("%s [%d]: not ready to be read from %d: %s", self._topic, part.number, offset, error)
-            return False
+            self._consumer.seek(place)
+        except KafkaException:
+            # Not fetching at all: just assigned, or stopped by an offset that was not there. Begin it anew.
+            try:
+                self._consumer.incremental_unassign([place])
+                self._consumer.incremental_assign([place])
+                self._consumer.pause([place])
+            except KafkaException as error:
+                _log.debug("%s [%d]: not ready to be read from %d: %s", self._topic, part.number, offset, error)
+                return False
         if not self._held:
-            self._consumer.resume([TopicPartition(self._topic, part.number)])
+            self._consumer.resume([place])
         return True
 
     def restart(self, parts: Iterable[OwnedPartition]) -> None:
@@ -198,9 +205,6 @@ class RecordStream:
             self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             _log.debug("offsets for lag tools were not taken: %s", error)
-
-    def _seek(self, number: int, offset: int) -> None:
-        self._consumer.seek(TopicPartition(self._topic, number, offset))
 
     def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         for partition in assigned:

@@ -4,7 +4,7 @@ They are delivered before the offsets behind them are committed: at least once, 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -16,8 +16,9 @@ from gpu_telemetry.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
 
-_DELIVERY_DEADLINE_SECONDS: Final = 30.0
+_DELIVERY_DEADLINE_SECONDS: Final = 20.0
 _LOGGED_ERROR_LENGTH: Final = 300
+_LOGGED_AT_ONCE: Final = 5
 
 
 class NotDelivered(RuntimeError):
@@ -79,6 +80,7 @@ def make_producer(kafka: KafkaSettings, client_id: str) -> Producer:
             acks="all",
             partitioner="murmur2_random",
             linger_ms=5,
+            message_timeout_ms=int(_DELIVERY_DEADLINE_SECONDS * 1000),
             # A dead letter is the message and its headers.
             message_max_bytes=2 * 1024**2,
         ),
@@ -108,28 +110,39 @@ class DeadLetterPublisher:
             if error is not None:
                 failures.append(error)
 
-        for letter in letters:
-            value = letter.message.value()
-            key = letter.message.key()
-            try:
-                while True:
-                    try:
-                        self._producer.produce(self._topic, value, key, headers=letter.headers, on_delivery=answered)
-                        break
-                    except BufferError:
-                        self._producer.poll(0.1)
-            except KafkaException as error:
-                raise NotDelivered(f"{self._topic}: {error.args[0].str()}") from error
-            _log.warning(
-                "Dead letter from %s [%s] offset %s: %s: %s",
-                letter.message.topic(),
-                letter.message.partition(),
-                letter.message.offset(),
-                letter.reason,
-                letter.error[:_LOGGED_ERROR_LENGTH],
-            )
+        for number, letter in enumerate(letters):
+            self._send(letter, answered)
+            if number < _LOGGED_AT_ONCE:
+                _tell(letter)
+        if len(letters) > _LOGGED_AT_ONCE:
+            _log.warning("and %d dead letters more", len(letters) - _LOGGED_AT_ONCE)
         self._producer.flush(_DELIVERY_DEADLINE_SECONDS)
         if failures:
             raise NotDelivered(f"{self._topic}: {failures[0].str()}")
         if left:
             raise NotDelivered(f"{self._topic}: no answer within {_DELIVERY_DEADLINE_SECONDS:g} s")
+
+    def _send(self, letter: DeadLetter, answered: Callable[[KafkaError | None, Message], None]) -> None:
+        value, key = letter.message.value(), letter.message.key()
+        try:
+            self._producer.produce(self._topic, value, key, headers=letter.headers, on_delivery=answered)
+        except BufferError:
+            # A whole queue of them: let it run empty first.
+            self._producer.flush(_DELIVERY_DEADLINE_SECONDS)
+            try:
+                self._producer.produce(self._topic, value, key, headers=letter.headers, on_delivery=answered)
+            except BufferError as error:
+                raise NotDelivered(f"{self._topic}: the queue is full") from error
+        except KafkaException as error:
+            raise NotDelivered(f"{self._topic}: {error.args[0].str()}") from error
+
+
+def _tell(letter: DeadLetter) -> None:
+    _log.warning(
+        "Dead letter from %s [%s] offset %s: %s: %s",
+        letter.message.topic(),
+        letter.message.partition(),
+        letter.message.offset(),
+        letter.reason,
+        letter.error[:_LOGGED_ERROR_LENGTH],
+    )

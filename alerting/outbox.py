@@ -37,6 +37,7 @@ _LONGEST_MIGRATION_DELAY_SECONDS: Final = 30.0
 # A lease outlasts the receiver's time-out by what it takes to record the result.
 _LEASE_MARGIN_SECONDS: Final = 30.0
 _LONGEST_REASON: Final = 500
+_CONNECTION_TIMEOUT_SECONDS: Final = 5.0
 
 _Row = dict[str, Any]
 
@@ -71,7 +72,7 @@ class Outbox:
         Raises:
             psycopg.Error: the database cannot be used; nothing was carried out, or the lease tells what may have been.
         """
-        with self._pool.connection() as connection:
+        with self._pool.connection(_CONNECTION_TIMEOUT_SECONDS) as connection:
             due, action = self._claim(connection)
         if action is None:
             return due
@@ -83,7 +84,7 @@ class Outbox:
     def expire_leases(self) -> None:
         """Mark actions whose worker vanished."""
         repeatable = [MIGRATE] if self._migrator.honours_keys else []
-        with self._pool.connection() as connection:
+        with self._pool.connection(_CONNECTION_TIMEOUT_SECONDS) as connection:
             expired = connection.execute(
                 SQL["expire_leases"], {"repeatable": repeatable, "most_attempts": _MOST_ATTEMPTS_TO_MIGRATE}
             ).fetchall()
@@ -93,7 +94,7 @@ class Outbox:
 
     def measure(self) -> None:
         """Update the gauge of what waits."""
-        with self._pool.connection() as connection:
+        with self._pool.connection(_CONNECTION_TIMEOUT_SECONDS) as connection:
             waiting: dict[str, int] = dict(connection.execute(SQL["outbox_backlog"]).fetchall())
         for action_type in (NOTIFY, MIGRATE):
             self._metrics.backlog.labels(action_type).set(waiting.get(action_type, 0))
@@ -186,7 +187,7 @@ class Outbox:
         attempt = 0
         while True:
             try:
-                with self._pool.connection() as connection:
+                with self._pool.connection(_CONNECTION_TIMEOUT_SECONDS) as connection:
                     recorded = connection.execute(SQL["finish_action"], parameters).rowcount
                 break
             except psycopg.OperationalError as error:
@@ -258,6 +259,8 @@ class OutboxThreads:
                     pass
                 attempt = 0
             except psycopg.Error as error:
+                if self._stop.is_set():
+                    return
                 if not is_outage(error):
                     _log.exception("The outbox met an error of the database")
                 attempt += 1

@@ -1,0 +1,127 @@
+"""What cannot be taken in costs itself: it goes to the dead-letter topic, all else goes on."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from gpu_telemetry.records import encode
+
+
+@pytest.fixture
+def dead_letters(stream):
+    """`dead_letters(n)`: the first n dead letters of the test's topic, in order."""
+    consumer = Consumer({"bootstrap.servers": stream.kafka.bootstrap_servers, "group.id": "unused"})
+    consumer.assign([TopicPartition(stream.kafka.dlq_topic, 0, 0)])
+
+    def read(count):
+        letters = []
+        deadline = datetime.now(UTC) + timedelta(seconds=20)
+        while len(letters) < count and datetime.now(UTC) < deadline:
+            letters += [message for message in consumer.consume(count - len(letters), 0.2) if message.error() is None]
+        return letters
+
+    yield read
+    consumer.close()
+
+
+def altered(record, **changes):
+    """A record's message with some of its keys changed to what a record cannot hold."""
+    return msgspec.json.encode(msgspec.json.decode(encode(record)) | changes)
+
+
+def test_each_kind_of_poison_is_dead_lettered_by_name_and_the_rest_of_the_batch_is_stored(
+    stream, make_fleet, start, wait_for, dead_letters
+):
+    fleet = make_fleet(nodes=1, gpus=4)
+    good, *others, closing = fleet.turn("node-1")
+    later = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+    poison = [
+        (b"no json", "node-1", "malformed"),
+        (b'{"kind":"gpu"}', "node-1", "invalid"),
+        (None, "node-1", "empty"),
+        (altered(others[0], schema_version=99), "node-1", "schema_version"),
+        (altered(others[0], memory_used_mib=2**31), "node-1", "invalid"),
+        (altered(others[0], pcie_replay_count=2**63), "node-1", "invalid"),
+        (altered(others[0], hostname="a\0b"), "node-1", "nul"),
+        (altered(others[0], fields={"DCGM_FI_X": [{"labels": {"a": "\0"}, "value": 1}]}), "node-1", "nul"),
+        (altered(others[0], gpu_uuid="\U0001f525" * 200), "node-1", "too_long"),
+        (altered(others[0], collected_at=later), "node-1", "clock_skew"),
+        (encode(others[0]), "node-2", "key"),
+        (encode(others[0]), None, "key"),
+    ]
+    stream.send(good)
+    for value, key, _ in poison:
+        stream.send_raw(value, key)
+    stream.send(*others, closing)
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == len(poison) + 5, 30)
+    assert stream.count("gpu_metrics") == 4
+    assert stream.count("scrapes") == 1
+    letters = dead_letters(len(poison))
+    told = {}
+    for letter in letters:
+        headers = {name: value.decode() for name, value in letter.headers()}
+        assert headers["topic"] == stream.kafka.topic
+        assert headers["error"]
+        assert int(headers["timestamp"]) > 0
+        told[int(headers["partition"]), int(headers["offset"])] = (letter.value(), letter.key(), headers["reason"])
+    assert len(told) == len(poison)
+    as_sent = [(value, None if key is None else key.encode(), reason) for value, key, reason in poison]
+    assert sorted(told.values(), key=repr) == sorted(as_sent, key=repr)
+    drops = dict(stream.query("SELECT reason, sum(gpu_records)::int FROM stream_drops GROUP BY reason"))
+    assert drops == {"schema_version": 1, "invalid": 2, "nul": 2, "too_long": 1, "clock_skew": 1, "key": 2}
+
+
+def test_a_record_that_only_the_database_refuses_is_found_and_set_apart(
+    stream, make_fleet, start, wait_for, dead_letters
+):
+    stream.execute("ALTER TABLE gpu_metrics ADD CONSTRAINT unlucky CHECK (temperature_celsius <> 13)")
+    fleet = make_fleet(nodes=3, gpus=8)
+    for turn in range(6):
+        stream.send(*fleet.round({("node-1", 2): 13 if turn in {1, 4} else 97}))
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 6 * 3 * 9, 30)
+    assert stream.count("gpu_metrics") == 6 * 3 * 8 - 2
+    reasons = [dict(letter.headers())["reason"] for letter in dead_letters(2)]
+    assert reasons == [b"refused_by_database"] * 2
+    # A dead letter was never folded: the alert that a cool 13 °C would have ended goes on.
+    assert stream.query("SELECT status, severity FROM alerts") == [("active", "critical")]
+    assert stream.query("SELECT gpu_records FROM stream_drops WHERE reason = 'refused_by_database'") == [(2,)]
+
+
+def test_records_beyond_retention_are_evaluated_and_counted_but_not_stored(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=1, gpus=2, start=datetime.now(UTC) - timedelta(days=40))
+    stream.send(*fleet.round({("node-1", 0): 96}))
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 3, 30)
+    assert stream.count("gpu_metrics") == 0
+    assert stream.count("scrapes") == 0
+    assert stream.query("SELECT severity, status FROM alerts") == [("critical", "active")]
+    assert stream.query("SELECT reason, gpu_records, scrapes FROM stream_drops") == [("beyond_retention", 2, 1)]
+
+
+def test_a_day_that_lacks_its_partition_gets_it_on_demand(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=1, gpus=2, start=datetime.now(UTC) - timedelta(days=9))
+    stream.send(*fleet.round())
+    stream.flush()
+    start()
+    wait_for(lambda: stream.count("gpu_metrics") == 2, 30)
+
+
+def test_what_is_late_is_stored_and_changes_nothing(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=1, gpus=1)
+    early = fleet.at
+    fleet.at += timedelta(minutes=1)
+    stream.send(*fleet.turn("node-1", {0: 60}))
+    stream.send(*fleet.turn("node-1", {0: 99}, at=early))
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 4, 30)
+    assert stream.count("gpu_metrics") == 2
+    assert stream.count("alerts") == 0
+    assert stream.query("SELECT last_heard FROM nodes") == [(fleet.at,)]
