@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,31 +35,33 @@ RULES = Rules(load_rules(SHIPPED_RULES).rules + parse_rules(_MORE_RULES).rules)
 # Without a falling ladder records can take the fast path.
 RISING_RULES = Rules(tuple(rule for rule in RULES.rules if rule.name != "idle"))
 
+
+def _fields(counts: dict[int, int] | None) -> dict[str, Any]:
+    window = {"window_size_in_ms": "300000"}
+    rows = [LabelledValue({**window, "xid": str(code)}, float(count)) for code, count in (counts or {}).items()]
+    return {} if counts is None else {"DCGM_EXP_XID_ERRORS_COUNT": rows or [LabelledValue(window, 0.0)]}
+
+
 _COUNTS = st.sampled_from([None, None, None, {}, {31: 1}, {31: 2}, {31: 1, 79: 1}, {119: 1}])
 
 
-@st.composite
-def _values(draw: st.DrawFn) -> dict[str, Any]:
-    counts = draw(_COUNTS)
-    window = {"window_size_in_ms": "300000"}
-    rows = [LabelledValue({**window, "xid": str(code)}, float(count)) for code, count in (counts or {}).items()]
-    return {
-        "temperature_celsius": draw(st.sampled_from([None, 50.0, 50.0, 72.0, 84.0, 86.0, 91.0, 96.0])),
-        "power_watts": draw(st.sampled_from([None, 100.0, 100.0, 50.0, 340.0, 800.0])),
-        "memory_used_percent": draw(st.sampled_from([None, 50.0, 50.0, 94.0, 96.0])),
-        "xid_code": draw(st.sampled_from([None, 0, 0, 0, 31, 43, 79])),
-        "ecc_double_bit_volatile": draw(st.sampled_from([None, 0, 0, 1, 2])),
-        "energy_joules": draw(st.sampled_from([None, 1.0, 1.0, 2.0, 3.0])),
-        "model": draw(st.sampled_from([None, "NVIDIA H100 80GB HBM3"])),
-        "fields": {} if counts is None else {"DCGM_EXP_XID_ERRORS_COUNT": rows or [LabelledValue(window, 0.0)]},
-    }
+_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "temperature_celsius": st.sampled_from([None, 50.0, 50.0, 72.0, 84.0, 86.0, 91.0, 96.0]),
+    "power_watts": st.sampled_from([None, 100.0, 100.0, 50.0, 340.0, 800.0]),
+    "memory_used_percent": st.sampled_from([None, 50.0, 50.0, 94.0, 96.0]),
+    "xid_code": st.sampled_from([None, 0, 0, 0, 31, 43, 79]),
+    "ecc_double_bit_volatile": st.sampled_from([None, 0, 0, 1, 2]),
+    "energy_joules": st.sampled_from([None, 1.0, 1.0, 2.0, 3.0]),
+    "model": st.sampled_from([None, "NVIDIA H100 80GB HBM3"]),
+    "fields": _COUNTS.map(_fields),
+}
 
 
 _ROW = st.tuples(
     st.sampled_from(["GPU-a", "GPU-a", "GPU-b", "GPU-c"]),
     st.sampled_from([0, 1]),
     st.sampled_from([None, None, "1", "2"]),
-    _values(),
+    st.fixed_dictionaries(_VALUES),
 )
 _TURN = st.fixed_dictionaries(
     {
@@ -133,6 +136,52 @@ def _streams(draw: st.DrawFn) -> list[AnyRecord]:
     return records
 
 
+_QUIET = {
+    "temperature_celsius": 50.0,
+    "power_watts": 100.0,
+    "memory_used_percent": 50.0,
+    "xid_code": 0,
+    "ecc_double_bit_volatile": 0,
+    "model": "NVIDIA H100 80GB HBM3",
+    "fields": _fields({}),
+}
+
+
+_VARIED = (*_VALUES, "up", "instances", "uuids", "bridges")
+
+
+@st.composite
+def _calm_streams(draw: st.DrawFn, varied: str) -> list[AnyRecord]:
+    """A node on which one thing alone goes on, so that nothing else makes its state due to be saved."""
+    records: list[AnyRecord] = []
+    at = START
+    for seq in range(1, draw(st.integers(2, 20))):
+        at += timedelta(seconds=draw(st.sampled_from([30, 30, 30, 150])))
+        bridge = draw(st.sampled_from(["bridge-1", "bridge-2"])) if varied == "bridges" else "bridge-1"
+        origin = {**_OURS, "bridge_id": bridge, "boot_id": f"{bridge}/1", "seq": seq, "collected_at": at}
+        up = varied != "up" or draw(st.booleans())
+        named = draw(st.sampled_from([["GPU-a"], []])) if varied == "uuids" else ["GPU-a"]
+        values = {**_QUIET, "energy_joules": float(seq)}
+        if varied in _VALUES:
+            values[varied] = draw(_VALUES[varied])
+        instances = draw(st.sampled_from([[None], ["1", "2"], ["2", "1"]])) if varied == "instances" else [None]
+        for instance in instances if up and named else []:
+            if varied == "instances":
+                gaps = draw(st.sets(st.sampled_from(["temperature_celsius", "energy_joules", "fields"])))
+                values |= {"temperature_celsius": 91.0, "fields": _fields({79: seq}), "energy_joules": 1.0}
+                values |= {gap: {} if gap == "fields" else None for gap in gaps}
+            records.append(GpuRecord(**origin, gpu_uuid="GPU-a", gpu_index=0, mig_instance=instance, **values))
+        records.append(
+            ScrapeRecord(
+                **origin, up=up, gpu_records=1, gpu_uuids=named if up else [], interval_ms=30_000, changed_at=at
+            )
+        )
+    return records
+
+
+_ALL_STREAMS = _streams() | st.sampled_from(_VARIED).flatmap(_calm_streams)
+
+
 def _resolve_one(engine: Engine, state: NodeState, choice: int) -> Sequence[Transition]:
     active = engine.active(state)
     if not active:
@@ -160,16 +209,12 @@ _RESOLVES = st.dictionaries(st.integers(0, 60), st.integers(0, 5), max_size=6)
 _SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
-@_SETTINGS
-@given(records=_streams(), resolves=_RESOLVES, data=st.data())
-def test_a_stream_that_is_cut_and_restored_anywhere_gives_the_same_transitions(make_tables, records, resolves, data):
-    cuts = data.draw(st.sets(st.integers(0, len(records))), label="cuts")
-    beyond_retention = data.draw(st.sets(st.integers(0, len(records)), max_size=3), label="beyond retention")
-    _, expected = _fold_all(Engine(RULES), records, resolves)
-
+def _fold_with_cuts(
+    tables: Any, records: Sequence[AnyRecord], resolves: dict[int, int], cuts: set[int], beyond_retention: set[int]
+) -> list[Transition]:
+    """Fold as workers do of which each goes on, before the records at `cuts`, from what the last one committed."""
     engine = Engine(RULES)
     state = engine.new_node(NODE)
-    tables = make_tables()
     saved: Any = None
     out: list[Transition] = []
     for position, record in enumerate(records):
@@ -187,11 +232,33 @@ def test_a_stream_that_is_cut_and_restored_anywhere_gives_the_same_transitions(m
         # A batch ends, and is committed, before each cut: in between, nothing is saved.
         if position + 1 in cuts and state.dirty:
             saved = json.loads(engine.save(state))
-    assert out == expected
+    return out
 
 
 @_SETTINGS
-@given(records=_streams(), resolves=_RESOLVES)
+@given(records=_streams(), resolves=_RESOLVES, data=st.data())
+def test_a_stream_that_is_cut_and_restored_anywhere_gives_the_same_transitions(make_tables, records, resolves, data):
+    everywhere = set(range(len(records)))
+    cuts = data.draw(st.just(everywhere) | st.sets(st.sampled_from(sorted(everywhere))), label="cuts")
+    beyond_retention = data.draw(st.sets(st.integers(0, len(records)), max_size=3), label="beyond retention")
+    _, expected = _fold_all(Engine(RULES), records, resolves)
+
+    assert _fold_with_cuts(make_tables(), records, resolves, cuts, beyond_retention) == expected
+
+
+@pytest.mark.parametrize("varied", _VARIED)
+@settings(_SETTINGS, max_examples=40)
+@given(data=st.data())
+def test_a_calm_stream_that_is_cut_everywhere_gives_the_same_transitions(make_tables, varied, data):
+    records = data.draw(_calm_streams(varied), label="records")
+    resolves = data.draw(st.dictionaries(st.integers(0, 30), st.just(0), max_size=1), label="resolves")
+    _, expected = _fold_all(Engine(RULES), records, resolves)
+
+    assert _fold_with_cuts(make_tables(), records, resolves, set(range(len(records))), set()) == expected
+
+
+@_SETTINGS
+@given(records=_ALL_STREAMS, resolves=_RESOLVES)
 def test_the_fast_path_gives_what_the_full_path_gives(records, resolves):
     slow = Engine(RISING_RULES)
     slow._fold_gpu = slow._gpus.fold_in_full
@@ -205,7 +272,7 @@ def test_the_fast_path_gives_what_the_full_path_gives(records, resolves):
 
 
 @_SETTINGS
-@given(records=_streams(), resolves=_RESOLVES)
+@given(records=_ALL_STREAMS, resolves=_RESOLVES)
 def test_every_alert_lives_one_life(records, resolves):
     state, out = _fold_all(Engine(RULES), records, resolves)
     firing: dict[Any, Transition] = {}
@@ -240,7 +307,7 @@ def test_every_alert_lives_one_life(records, resolves):
 
 
 @_SETTINGS
-@given(records=_streams())
+@given(records=_ALL_STREAMS)
 def test_a_stream_that_is_read_once_more_changes_nothing(records):
     records = [each for each in records if not isinstance(each, SilenceRecord) and not getattr(each, "removed", False)]
     engine = Engine(RULES)
