@@ -1,6 +1,7 @@
 """Whether a value that DCGM printed is to be believed: sentinels, ranges, whole numbers."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite, nextafter
 from typing import Final
 
@@ -90,6 +91,7 @@ class Measure:
         return number, None
 
 
+@lru_cache(maxsize=1024)  # more names than any fleet's pages have
 def measure_of(name: str, family_type: str) -> Measure | None:
     """What a sample of this name measures; None when the name is not DCGM's."""
     dcgm = _NAMES_OF_1X.get(name, name)

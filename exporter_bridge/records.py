@@ -11,7 +11,8 @@ from xxhash import xxh3_128_digest
 
 from exporter_bridge.judging import UNCONVERTIBLE, measure_of
 from exporter_bridge.layouts import BlockLayout, LabelSet, Page
-from exporter_bridge.plans import Key, Plan, plan_page
+from exporter_bridge.placing import Key, plan_page
+from exporter_bridge.plans import Plan
 from exporter_bridge.rows import Row, row_of
 from exporter_bridge.writing import Turn, Unbelieved, closing, head, judged, prefix, written
 

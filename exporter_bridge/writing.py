@@ -8,7 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from exporter_bridge.judging import OUT_OF_RANGE, UNCONVERTIBLE
-from exporter_bridge.plans import MOST_MEMORY_MIB, Owner, RecordPlan
+from exporter_bridge.placing import Owner
+from exporter_bridge.plans import MOST_MEMORY_MIB, RecordPlan
 from gpu_telemetry.clock import from_milliseconds, rfc3339
 from gpu_telemetry.records import SCHEMA_VERSION, DropCount
 
