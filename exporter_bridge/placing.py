@@ -82,10 +82,10 @@ def plan_page(layouts: Iterable[BlockLayout]) -> PlannedPage:
                 entity = row if isinstance(row, str) else "unknown"
                 not_recorded[entity] = not_recorded.get(entity, 0) + 1
                 continue
-            uuids.setdefault(row.gpu_uuid, row.gpu_index)
             if row.link:
                 links.append(_Placed(position, row, measure))
                 continue
+            uuids.setdefault(row.gpu_uuid, row.gpu_index)
             key = row.gpu_uuid, row.mig_instance
             if key not in owners:
                 owners[key] = Owner(*key, row.gpu_index)
@@ -93,6 +93,7 @@ def plan_page(layouts: Iterable[BlockLayout]) -> PlannedPage:
             owners[key].take(row)
             placed[key].setdefault(measure.dcgm, []).append(_Placed(position, row, measure))
     for link in links:
+        uuids.setdefault(link.row.gpu_uuid, link.row.gpu_index)
         key = link.row.gpu_uuid, link.row.mig_instance
         if key in placed:
             placed[key].setdefault(link.measure.dcgm, []).append(link)

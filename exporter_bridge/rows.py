@@ -30,7 +30,7 @@ _ATTRIBUTE_PREFIXES: Final = ("dra_", "DCGM_FI_")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that a GPU record can hold.
+    """A row that a GPU record can hold; `gpu_index` means nothing on an NVLink's row, which may lack it.
 
     `own` are the labels known to tell rows of one field apart, `others` those that this module knows nothing of.
     `link`: an NVLink's row, which belongs to a GPU's record but makes none.
@@ -57,13 +57,8 @@ def row_of(labels: Mapping[str, str]) -> Row | str:
     """
     link = "nvlink" in labels
     uuid = labels.get("UUID") or labels.get("uuid") or labels.get("gpu_uuid")
-    index = labels.get("gpu", "")
-    if (
-        not uuid
-        or not (index.isascii() and index.isdecimal())
-        or len(uuid) > MAX_IDENTIFIER_LENGTH
-        or int(index) > _LARGEST_INDEX
-    ):
+    index = _index(labels.get("gpu", ""))
+    if not uuid or len(uuid) > MAX_IDENTIFIER_LENGTH or (index is None and not link):
         return _entity(labels)
     others = tuple(
         (name, value)
@@ -76,7 +71,7 @@ def row_of(labels: Mapping[str, str]) -> Row | str:
     return Row(
         gpu_uuid=uuid,
         mig_instance=labels.get("GPU_I_ID") or None,
-        gpu_index=int(index),
+        gpu_index=index or 0,
         mig_profile=labels.get("GPU_I_PROFILE") or None,
         model=_first(labels, ("modelName", "model_name")),
         pci_bus_id=labels.get("pci_bus_id") or None,
@@ -87,6 +82,11 @@ def row_of(labels: Mapping[str, str]) -> Row | str:
         others=others,
         link=link,
     )
+
+
+def _index(text: str) -> int | None:
+    good = text.isascii() and text.isdecimal() and len(text) <= len(str(_LARGEST_INDEX))
+    return int(text) if good and int(text) <= _LARGEST_INDEX else None
 
 
 def _entity(labels: Mapping[str, str]) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from exporter_bridge.exposition import Exposition
 from exporter_bridge.records import RecordBuilder, Turn
-from gpu_telemetry.records import LabelledValue, Rejected, Workload, decode
+from gpu_telemetry.clock import from_milliseconds
+from gpu_telemetry.records import DropCount, LabelledValue, Rejected, ScrapeRecord, Workload, decode
 
 PAGES = Path(__file__).parents[2] / "data" / "pages"
 TEMPERATURE = "DCGM_FI_DEV_GPU_TEMP"
@@ -267,6 +268,17 @@ def test_a_family_that_comes_once_for_each_entity_gives_the_gpu_its_value_and_it
     assert scrape.not_recorded == {"nvlink": 1, "nvswitch": 1, "cpu": 1, "cpu_core": 1}
 
 
+def test_a_link_belongs_to_the_gpu_whose_uuid_it_names_and_to_none_that_has_no_record():
+    links = block(
+        "DCGM_FI_DEV_NVLINK_X", ('nvlink="2",gpu_uuid="GPU-0"', 5), ('nvlink="3",gpu="9",gpu_uuid="GPU-9"', 6)
+    )
+    _, scrape = read(links + block(TEMPERATURE, (gpu(0), 40)))
+    record, closing = (decode(message) for message in scrape.messages)
+    assert record.fields == {"DCGM_FI_DEV_NVLINK_X": [LabelledValue({"nvlink": "2"}, 5)]}
+    assert scrape.not_recorded == {"nvlink": 1}
+    assert closing.gpu_uuids == ["GPU-0", "GPU-9"]
+
+
 def test_either_spelling_of_hostname_is_the_hosts_name_and_the_targets_own_wins():
     for spelling in ("Hostname", "hostname"):
         page = (
@@ -379,6 +391,23 @@ def test_a_failed_turn_is_its_closing_record_alone():
     record = decode(message)
     assert (record.up, record.reason, record.gpu_records, record.duration_ms) == (False, "timeout", 0, 0.0)
     assert b'"collected_at":"2023-11-14T22:13:20.005Z"' in message
+
+
+def test_the_closing_record_says_what_the_bridge_knows_of_the_turn():
+    told = Turn(
+        node_id="n", bridge_id="b", boot_id="c", seq=3, collected_at_ms=5_000, interval_ms=30_000, removed=True,
+        drops={"queue_full": DropCount(2, 16)}, duration_ms=12.5, datacenter="dc", instance="h:9400", trace="t",
+    )  # fmt: skip
+    builder = RecordBuilder()
+    record = decode(
+        builder.build(Exposition().parser().parse(block(TEMPERATURE, (gpu(0), 40)).encode()), told).messages[-1]
+    )
+    assert record == ScrapeRecord(
+        schema_version=1, node_id="n", bridge_id="b", boot_id="c", seq=3, collected_at=from_milliseconds(5_000),
+        up=True, gpu_records=1, interval_ms=30_000, hostname="host-1", datacenter="dc", instance="h:9400", gpu_uuids=["GPU-0"],
+        duration_ms=12.5, changed_at=from_milliseconds(5_000), drops={"queue_full": DropCount(2, 16)}, trace="t",
+        removed=True,
+    )  # fmt: skip
 
 
 def test_a_page_kept_for_re_exposure_reads_the_same_after_its_numbers_are_dropped():
