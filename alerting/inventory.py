@@ -147,17 +147,25 @@ class Inventory:
     def _write_placements(self, connection: Connection[Any]) -> None:
         if not self._new_placements:
             return
+        # Keyed by what is unique: while a topic's partitions grow, a node can be met in two of them.
+        firsts: dict[tuple[Any, ...], GpuRecord] = {}
+        for _, record in self._new_placements:
+            firsts.setdefault(_identity(record), record)
         made = connection.execute(
             SQL["insert_placements"],
             {
-                "node_ids": [record.node_id for _, record in self._new_placements],
-                "gpu_indexes": [record.gpu_index for _, record in self._new_placements],
-                "gpu_uuids": [record.gpu_uuid for _, record in self._new_placements],
-                "mig_instances": [record.mig_instance for _, record in self._new_placements],
-                "mig_profiles": [record.mig_profile for _, record in self._new_placements],
-                "sinces": [record.collected_at for _, record in self._new_placements],
+                "node_ids": [record.node_id for record in firsts.values()],
+                "gpu_indexes": [record.gpu_index for record in firsts.values()],
+                "gpu_uuids": [record.gpu_uuid for record in firsts.values()],
+                "mig_instances": [record.mig_instance for record in firsts.values()],
+                "mig_profiles": [record.mig_profile for record in firsts.values()],
+                "sinces": [record.collected_at for record in firsts.values()],
             },
         ).fetchall()
-        ids = {tuple(key): placement_id for placement_id, *key in made}
+        ids = {tuple(identity): placement_id for placement_id, *identity in made}
         for placement, record in self._new_placements:
-            placement.placement_id = ids[record.node_id, record.gpu_index, record.gpu_uuid, record.mig_instance]
+            placement.placement_id = ids[_identity(record)]
+
+
+def _identity(record: GpuRecord) -> tuple[str, int, str, str | None]:
+    return (record.node_id, record.gpu_index, record.gpu_uuid, record.mig_instance)

@@ -1,0 +1,107 @@
+"""Partitions are made ahead and dropped by retention, by one housekeeper, and nothing half done stays."""
+
+from datetime import UTC, date, datetime, timedelta
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from alerting.housekeeping import Housekeeping
+from alerting.metrics import Metrics
+from alerting.settings import AlertingSettings
+from gpu_telemetry import database
+from gpu_telemetry.clock import ManualClock
+from gpu_telemetry.settings import DatabaseSettings
+
+TODAY = date(2026, 3, 31)
+
+
+@pytest.fixture
+def settings(postgres_url):
+    settings = DatabaseSettings.load(url=SecretStr(postgres_url))
+    database.upgrade(settings)
+    return settings
+
+
+@pytest.fixture
+def connection(settings):
+    with database.connect(settings, "test", autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def keep(settings):
+    """`keep(clock)`: what one run of the housekeeping does; whether it was its turn."""
+
+    def run(clock):
+        own = AlertingSettings.load(retention_days=30, partitions_ahead_days=2)
+        with database.connect(settings, "housekeeping", autocommit=True) as connection:
+            return Housekeeping(settings, own, Metrics(), clock).keep(connection)
+
+    return run
+
+
+@pytest.fixture
+def clock():
+    return ManualClock(datetime(2026, 3, 31, 23, 59, tzinfo=UTC))
+
+
+def tables(connection):
+    """The partitions, attached or not, by day."""
+    rows = connection.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'parts'::regnamespace AND relkind = 'r'"
+    )
+    return {name for (name,) in rows}
+
+
+def partitions(*days):
+    return {f"{parent}_{day:%Y%m%d}" for parent in ("gpu_metrics", "scrapes") for day in days}
+
+
+def test_today_and_two_days_ahead_stand_after_a_run(connection, keep, clock):
+    assert keep(clock)
+    assert tables(connection) == partitions(*(TODAY + timedelta(days=ahead) for ahead in range(3)))
+    clock.advance(120)
+    assert keep(clock)
+    assert tables(connection) == partitions(*(TODAY + timedelta(days=ahead) for ahead in range(4)))
+
+
+def test_what_lies_beyond_retention_goes_and_the_oldest_kept_day_stays(connection, keep, clock):
+    days = [TODAY - timedelta(days=age) for age in (30, 31, 45)]
+    for parent in ("gpu_metrics", "scrapes"):
+        for day in days:
+            connection.execute("SELECT ensure_partition(%s, %s)", (parent, day))
+    assert keep(clock)
+    ahead = [TODAY + timedelta(days=number) for number in range(3)]
+    assert tables(connection) == partitions(days[0], *ahead)
+
+
+def test_what_a_cut_short_run_left_behind_is_finished(connection, settings, keep, clock):
+    half, loose = date(2026, 1, 1), date(2026, 1, 2)
+    for day in (half, loose):
+        connection.execute("SELECT ensure_partition('scrapes', %s)", (day,))
+    connection.execute("ALTER TABLE scrapes DETACH PARTITION parts.scrapes_20260102")
+    # A reader holds the table, so that the detaching waits after its first step, and is then cut short.
+    with database.connect(settings, "reader") as reader:
+        reader.execute("SELECT count(*) FROM scrapes")
+        with database.connect(settings, "cut short", autocommit=True) as cut_short:
+            cut_short.execute("SET statement_timeout = '300ms'")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                cut_short.execute("ALTER TABLE scrapes DETACH PARTITION parts.scrapes_20260101 CONCURRENTLY")
+    pending = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"
+    assert connection.execute(pending).fetchone() == (1,)
+    assert keep(clock)
+    assert connection.execute(pending).fetchone() == (0,)
+    assert not tables(connection) & partitions(half, loose)
+
+
+def test_tables_that_are_no_daily_partition_are_left_alone(connection, keep, clock):
+    connection.execute("CREATE TABLE parts.scrapes_old (a int); CREATE TABLE parts.scrapes_20261399 (a int)")
+    assert keep(clock)
+    assert {"scrapes_old", "scrapes_20261399"} <= tables(connection)
+
+
+def test_a_second_housekeeper_leaves_it_to_the_first(connection, keep, clock):
+    connection.execute("SELECT pg_advisory_lock(hashtextextended('gpu_telemetry.housekeeping', 0))")
+    assert not keep(clock)
+    assert tables(connection) == set()
