@@ -40,29 +40,28 @@ class FileSource:
         Raises:
             TargetError: the file cannot be read, or its present version is wrong.
         """
-        try:
-            status = self._path.stat()
-        except OSError as error:
-            self._signature = None
-            raise TargetError(f"{self.name}: {error.strerror}") from None
-        # The change time too: an edit may keep size and modification time, and a rename brings another inode.
-        signature = (status.st_ino, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
-        if signature != self._signature:
-            try:
-                # Away from the loop: a large YAML file takes a second.
-                self._result = await asyncio.to_thread(self._parse)
-            except OSError as error:
-                self._signature = None
-                raise TargetError(f"{self.name}: {error.strerror}") from None
-            except TargetError as error:
-                self._result = error
-            self._signature = signature
+        # Away from the loop: a large YAML file takes a second, a file on a dead server for ever.
+        await asyncio.to_thread(self._read_if_changed)
         if isinstance(self._result, TargetError):
             raise TargetError(str(self._result))
         return self._result
 
-    def _parse(self) -> list[Target]:
-        return read_targets(self._path.read_bytes(), self.name)
+    def _read_if_changed(self) -> None:
+        try:
+            status = self._path.stat()
+            # The change time too: an edit may keep size and modification time, and a rename brings another inode.
+            signature = (status.st_ino, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+            if signature == self._signature:
+                return
+            self._result = read_targets(self._path.read_bytes(), self.name)
+        except OSError as error:
+            self._result = TargetError(f"{self.name}: {error.strerror}")
+            self._signature = None
+        except TargetError as error:
+            self._result = error
+            self._signature = signature
+        else:
+            self._signature = signature
 
 
 class HttpSource:

@@ -201,6 +201,7 @@ class Scraper:
             node.parser.parse_steps(answer.body),
             lambda page: self._take_page(node, answer, page, at_ms),
             lambda: self._internal_error(node, answer),
+            new=node.page is None,
         )
 
     def _take_page(self, node: Node, answer: Answer, page: Page, at_ms: int) -> None:

@@ -31,11 +31,19 @@ class SlicedReader:
         return len(self._waiting)
 
     def read(
-        self, steps: Generator[None, None, Page], done: Callable[[Page], None], failed: Callable[[], None]
+        self,
+        steps: Generator[None, None, Page],
+        done: Callable[[Page], None],
+        failed: Callable[[], None],
+        *,
+        new: bool = False,
     ) -> None:
-        """Read a page, from this call on; then call `done` with it, or `failed` from the error's handler."""
+        """Read a page, then call `done` with it, or `failed` from the error's handler.
+
+        It is read at once if it is known or nearly; one that is said to be `new` waits for those before it.
+        """
         reading = _Reading(steps, done, failed)
-        if not _go_on(reading, time.perf_counter() + SLICE_SECONDS / 2):
+        if new or not _go_on(reading, time.perf_counter() + SLICE_SECONDS / 2):
             self._waiting.append(reading)
             if self._slice is None:
                 self._slice = self._loop.call_soon(self._read_on)
@@ -49,11 +57,10 @@ class SlicedReader:
 
     def _read_on(self) -> None:
         deadline = time.perf_counter() + SLICE_SECONDS
-        while self._waiting:
+        while self._waiting and time.perf_counter() < deadline:
             reading = self._waiting.popleft()
             if not _go_on(reading, deadline):
                 self._waiting.appendleft(reading)
-                break
         self._slice = self._loop.call_soon(self._read_on) if self._waiting else None
 
 

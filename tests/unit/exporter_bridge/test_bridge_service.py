@@ -195,3 +195,22 @@ def test_a_property_that_librdkafka_does_not_know_is_named(on_loop, tmp_path, mo
     ) as caught:
         on_loop(start(BridgeSettings(targets_file=tmp_path / "targets.json")))
     assert "s3cret" not in str(caught.value)
+
+
+def test_an_error_in_any_part_ends_the_bridge_rather_than_a_part_of_it(on_loop, loopback, tmp_path):
+    file = tmp_path / "targets.json"
+    file.write_text("[]")
+
+    async def broken():
+        raise ZeroDivisionError
+
+    async def run():
+        settings = BridgeSettings(targets_file=file, listen="127.0.0.1:0", refresh_seconds=0.1, flush_seconds=0)
+        bridge = Bridge(settings, KafkaSettings(bootstrap_servers="127.0.0.1:1"))
+        running = asyncio.create_task(bridge.run(asyncio.Event()))
+        await loopback.until(lambda: good_reload(bridge))
+        bridge._discovery.read = broken
+        await running
+
+    with pytest.raises(ZeroDivisionError):
+        on_loop(run())

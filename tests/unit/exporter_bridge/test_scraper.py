@@ -1,7 +1,9 @@
 """Turns against real exporters on loopback: each failure by its name, time that misbehaves, nodes that come and go."""
 
 import asyncio
+import gc
 import itertools
+import weakref
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -433,3 +435,23 @@ def test_new_pages_are_read_in_slices_between_what_is_due(on_loop, loopback):
     good, longest, took = on_loop(run())
     assert good == 10
     assert longest < took / 3, (longest, took)
+
+
+def test_what_is_known_of_a_node_goes_with_it_without_the_garbage_collector(on_loop, loopback):
+    """The bridge takes it out of the collector's sight, so a cycle in it would stay for ever."""
+
+    async def run():
+        async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench() as bench:
+            bench.apply(node_1=exporter.url())
+            await bench.scraper.scrape_all_once()
+            await bench.scraper.scrape_all_once()
+            family = weakref.ref(bench.scraper.nodes["node-1"].page.layouts[0].family)
+            bench.apply()
+            bench.scraper.remove(["node-1"])
+            return family()
+
+    gc.disable()
+    try:
+        assert on_loop(run()) is None
+    finally:
+        gc.enable()

@@ -51,6 +51,18 @@ def test_new_pages_are_read_first_come_first_served_while_known_ones_pass(on_loo
     assert passed >= 5
 
 
+def test_a_page_that_is_said_to_be_new_waits_for_those_before_it(on_loop, loopback):
+    async def run():
+        got = []
+        reader = SlicedReader(asyncio.get_running_loop())
+        reader.read(steps(3, SLICE_SECONDS, "slow"), got.append, unexpected)
+        reader.read(steps(0, 0, "new"), got.append, unexpected, new=True)
+        await loopback.until(lambda: not len(reader))
+        return got
+
+    assert on_loop(run()) == ["slow", "new"]
+
+
 def test_a_page_on_which_reading_fails_costs_that_page(on_loop, loopback):
     async def run():
         got, failed = [], []
