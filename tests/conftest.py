@@ -1,6 +1,8 @@
 """Real servers for the tests: one PostgreSQL and one Apache Kafka a session, a fresh database or topic a test."""
 
 import os
+import random
+import secrets
 import socket
 import time
 import uuid
@@ -11,7 +13,7 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
-from gpu_telemetry.local.kafka import KafkaServer
+from gpu_telemetry.local.kafka import KafkaServer, prepare
 from gpu_telemetry.local.ports import Ports, is_free
 from gpu_telemetry.local.postgres import PostgresServer
 from gpu_telemetry.local.process import StartFailed
@@ -44,9 +46,10 @@ def _free_ports(count: int) -> list[int]:
             held.close()
 
 
-def _start(server):
+def _start(server, prepare=lambda: None):
     """Start a server; where it cannot be had the test is skipped, but CI fails."""
     try:
+        prepare()
         server.start()
     except StartFailed as failure:
         if os.environ.get("CI") == "true":
@@ -117,7 +120,7 @@ def kafka_server(tmp_path_factory) -> Iterator[KafkaServer]:
     """An Apache Kafka broker of this session."""
     home = tmp_path_factory.mktemp("kafka")
     server = KafkaServer(home / "server", *_free_ports(2), log=home / "kafka.log")
-    _start(server)
+    _start(server, prepare)
     yield server
     server.stop()
 
@@ -133,3 +136,31 @@ def topic_names() -> TopicNames:
     """Names for this test's topic and its dead-letter topic, used by no other test."""
     name = f"gpu-telemetry-{uuid.uuid4().hex[:12]}"
     return TopicNames(name, f"{name}.dlq")
+
+
+@pytest.fixture
+def fuzz_rounds(record_property) -> Iterator[Callable[[], Iterator[random.Random]]]:
+    """`fuzz_rounds()`: sources of chance, one a round, until the time of this test is over.
+
+    FUZZ_SECONDS is that time, 2 unless set. The rounds' seeds go up from FUZZ_SEED, else from 1; where only a time is
+    set, from one drawn anew. What a failed test prints last is the seed of its round.
+    """
+    seconds = float(os.environ.get("FUZZ_SECONDS", "2"))
+    drawn = str(secrets.randbelow(10**9)) if "FUZZ_SECONDS" in os.environ else "1"
+    first = int(os.environ.get("FUZZ_SEED", drawn))
+    seed = first
+
+    def rounds():
+        nonlocal seed
+        deadline = time.monotonic() + seconds
+        while True:
+            yield random.Random(seed)
+            if time.monotonic() >= deadline:
+                return
+            seed += 1
+
+    yield rounds
+    record_property("fuzz_rounds", seed - first + 1)
+    print(  # noqa: T201 - pytest shows it with a failure, or with -rP
+        f"{seed - first + 1} rounds in about {seconds:g} s, the last with FUZZ_SEED={seed}"
+    )

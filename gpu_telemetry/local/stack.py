@@ -12,8 +12,8 @@ import yaml
 from pydantic import SecretStr
 
 from gpu_telemetry.local.directory import DataDirectory, PartState, Rates, StackState
-from gpu_telemetry.local.kafka import KafkaServer
-from gpu_telemetry.local.kafka_jars import KAFKA_VERSION, cached, jars
+from gpu_telemetry.local.kafka import KafkaServer, is_prepared, prepare
+from gpu_telemetry.local.kafka_jars import KAFKA_VERSION
 from gpu_telemetry.local.parts import Command, Download, Part, Service, Task
 from gpu_telemetry.local.ports import HOST, PortInUse, Ports, first_free, is_free
 from gpu_telemetry.local.postgres import DATABASE, USER, PostgresServer
@@ -139,8 +139,8 @@ class Stack:
         plan: list[Part | Task] = []
         if self._postgres is not None:
             plan.append(self._postgres)
-        if self._kafka is not None and not cached():
-            plan.append(Download(f"Downloading Apache Kafka {KAFKA_VERSION} (45 MB, once)", jars))
+        if self._kafka is not None and not is_prepared():
+            plan.append(Download(f"Downloading Apache Kafka {KAFKA_VERSION} (55 MB, once)", prepare))
         if self._kafka is not None:
             plan.append(self._kafka)
         plan.append(self._command("Database schema", "db", "upgrade"))

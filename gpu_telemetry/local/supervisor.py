@@ -21,6 +21,8 @@ _STOP_DEADLINE_SECONDS: Final = 13.0
 _STOP_EACH_SECONDS: Final = 8.0
 # Kept back for every part that is still to be stopped.
 _STOP_RESERVE_SECONDS: Final = 0.6
+# A thread that is in a download does not look up; it is left to end with the process.
+_JOIN_SECONDS: Final = 1.0
 
 
 class Level(StrEnum):
@@ -114,7 +116,7 @@ class Supervisor:
             spare = deadline - time.monotonic() - _STOP_RESERVE_SECONDS * len(left)
             part.stop(max(0.0, min(_STOP_EACH_SECONDS, spare)))
         for thread in self._threads:
-            thread.join(timeout=max(0.1, deadline - time.monotonic()))
+            thread.join(timeout=_JOIN_SECONDS)
         # One that a thread was just starting while its turn to be stopped passed.
         for part in reversed(self._plan):
             part.stop(0.0)

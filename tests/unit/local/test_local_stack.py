@@ -69,7 +69,7 @@ def test_servers_that_are_there_are_not_started_and_the_rest_starts_in_order(els
     tasks = ["Database schema", "Kafka topics"]
     assert [part.name for part in elsewhere(prometheus=False).plan()] == [*tasks, *services]
     own = [part.name for part in stack(prometheus=False).plan()]
-    download = "Downloading Apache Kafka 4.3.1 (45 MB, once)"
+    download = "Downloading Apache Kafka 4.3.1 (55 MB, once)"
     assert own == ["PostgreSQL", download, "Apache Kafka", *tasks, *services]
 
 
