@@ -68,7 +68,6 @@ class GpuFold:
             or gpu.index != record.gpu_index
             or at >= state.next_deadline
             or (record.seq & _LOOK_AT_TURNS) == 0
-            or state.removed
         ):
             return self.fold_in_full(state, record)
         readings: Readings = self._read(record)

@@ -132,6 +132,13 @@ def test_a_known_gpu_that_moves_to_the_absent_ones_index_replaces_nothing(node, 
     assert len(node.engine.active(node.state)) == 2
 
 
+def test_a_gpu_that_was_new_at_another_index_replaces_nothing(node, told):
+    scrape(node, 0, (A, 0, {"temperature_celsius": 91.0}), (B, 1))
+    assert not scrape(node, 30, (B, 1), (C, 2))
+
+    assert told(scrape(node, 60, (B, 1), (C, 0))) == [("gpu_lost", "fired", "critical", 60)]
+
+
 def test_known_gpus_that_swap_their_indexes_end_nothing(node):
     scrape(node, 0, (A, 0, {"temperature_celsius": 91.0}), (B, 1))
 

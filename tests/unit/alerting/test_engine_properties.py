@@ -147,7 +147,7 @@ _QUIET = {
 }
 
 
-_VARIED = (*_VALUES, "up", "instances", "uuids", "bridges")
+_VARIED = (*_VALUES, "up", "instances", "uuids", "bridges", "index")
 
 
 @st.composite
@@ -170,7 +170,8 @@ def _calm_streams(draw: st.DrawFn, varied: str) -> list[AnyRecord]:
                 gaps = draw(st.sets(st.sampled_from(["temperature_celsius", "energy_joules", "fields"])))
                 values |= {"temperature_celsius": 91.0, "fields": _fields({79: seq}), "energy_joules": 1.0}
                 values |= {gap: {} if gap == "fields" else None for gap in gaps}
-            records.append(GpuRecord(**origin, gpu_uuid="GPU-a", gpu_index=0, mig_instance=instance, **values))
+            index = draw(st.sampled_from([0, 1])) if varied == "index" else 0
+            records.append(GpuRecord(**origin, gpu_uuid="GPU-a", gpu_index=index, mig_instance=instance, **values))
         records.append(
             ScrapeRecord(
                 **origin, up=up, gpu_records=1, gpu_uuids=named if up else [], interval_ms=30_000, changed_at=at
@@ -257,9 +258,11 @@ def test_a_calm_stream_that_is_cut_everywhere_gives_the_same_transitions(make_ta
     assert _fold_with_cuts(make_tables(), records, resolves, set(range(len(records))), set()) == expected
 
 
-@_SETTINGS
-@given(records=_ALL_STREAMS, resolves=_RESOLVES)
-def test_the_fast_path_gives_what_the_full_path_gives(records, resolves):
+@pytest.mark.parametrize("varied", ["everything", *_VARIED])
+@settings(_SETTINGS, max_examples=40)
+@given(data=st.data(), resolves=_RESOLVES)
+def test_the_fast_path_gives_what_the_full_path_gives(varied, data, resolves):
+    records = data.draw(_streams() if varied == "everything" else _calm_streams(varied), label="records")
     slow = Engine(RISING_RULES)
     slow._fold_gpu = slow._gpus.fold_in_full
     expected_state, expected = _fold_all(slow, records, resolves)

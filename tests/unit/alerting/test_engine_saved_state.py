@@ -214,3 +214,16 @@ def test_a_turn_that_is_delivered_again_after_a_restart_counts_once(committing_n
 
     assert not node.turn(30, up=False, seq=2)
     assert node.state.down_turns == 2
+
+
+def test_the_index_that_a_gpu_moved_to_survives_a_restart(committing_node):
+    node = committing_node
+    node.gpu(0, index=0)
+    node.turn(0)
+    node.gpu(30, index=1)
+    node.turn(30)
+    node.restart()
+    node.turn(60, [])
+
+    (lost,) = node.turn(90, [])
+    assert lost.gpu_index == 1
