@@ -19,6 +19,8 @@ _USER_AGENT: Final = f"gpu-telemetry/{version('gpu-telemetry')}"
 _RECEIVE_BUFFER_BYTES: Final = 256 * 1024
 # Easy handles that wait for the next transfer; those beyond are closed.
 _IDLE_HANDLES: Final = 512
+# Sets of files that are remembered; far more than a configuration names at one time.
+_MOST_CREDENTIALS: Final = 1000
 # How often the files of secrets and certificates are looked at.
 _CREDENTIALS_CHECK_SECONDS: Final = 1.0
 _HTTP_OK: Final = 200
@@ -147,10 +149,11 @@ class Fetcher:
     def _ready(self, access: Access) -> _Transfer:
         """A handle set up for `access`, from the idle ones if it can be."""
         generation = self._current_credentials(access) if access != _PLAIN else None
-        idle = self._idle.get(access)
-        while idle:
+        while idle := self._idle.get(access):
             transfer = idle.pop()
             self._idle_count -= 1
+            if not idle:
+                del self._idle[access]
             if transfer.generation is generation:
                 return transfer
             transfer.easy.close()
@@ -166,8 +169,10 @@ class Fetcher:
         transfer.chunks.clear()
         transfer.done = None
         if self._idle_count >= _IDLE_HANDLES:
-            transfer.easy.close()
-            return
+            # Of those that wait longest for their like: perhaps none comes any more.
+            for other in self._idle.pop(next(iter(self._idle))):
+                other.easy.close()
+                self._idle_count -= 1
         self._idle.setdefault(transfer.access, []).append(transfer)
         self._idle_count += 1
 
@@ -179,6 +184,8 @@ class Fetcher:
             return known
         files = (access.ca_file, access.cert_file, access.key_file, access.password_file, access.bearer_token_file)
         signature = tuple(_file_signature(name) for name in files)
+        if known is None and len(self._credentials) >= _MOST_CREDENTIALS:
+            self._credentials.clear()
         if known is None or known.signature != signature:
             known = self._credentials[access] = _Credentials(signature, now)
         known.checked_at = now

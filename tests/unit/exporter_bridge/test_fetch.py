@@ -203,6 +203,25 @@ def test_a_bearer_token_comes_from_its_file(on_loop, loopback, tmp_path):
     assert "Authorization: Bearer t0ken\r\n" in on_loop(run())[0]
 
 
+def test_what_is_kept_of_credentials_that_come_and_go_is_bounded(on_loop, loopback, tmp_path, monkeypatch):
+    monkeypatch.setattr("exporter_bridge.fetch._IDLE_HANDLES", 5)
+    monkeypatch.setattr("exporter_bridge.fetch._MOST_CREDENTIALS", 5)
+    token = tmp_path / "token"
+    token.write_text("t0ken\n")
+
+    async def run():
+        async with loopback.serving(loopback.Exporter()) as exporter:
+            fetcher = Fetcher(asyncio.get_running_loop(), body_limit_bytes=100_000, kept_connections=10)
+            for number in range(20):
+                access = Access(bearer_token_file=str(token), server_name=f"name-{number}")
+                assert (await ask(fetcher, exporter.url(), access)).reason is None
+            kept = sum(map(len, fetcher._idle.values())), fetcher._idle_count, len(fetcher._credentials)
+            fetcher.close()
+            return kept
+
+    assert on_loop(run()) == (5, 5, 5)
+
+
 def test_a_secret_that_cannot_be_read_is_a_failure_that_names_the_file(on_loop, tmp_path):
     missing = str(tmp_path / "missing")
     answer = on_loop(fetch("http://127.0.0.1:1/", Access(bearer_token_file=missing)))
