@@ -119,8 +119,8 @@ class BlockReader:
         for number, head in enumerate(heads, start=1):
             if number % _LINES_A_STEP == 0:
                 yield
-            name, _, text = head.partition(b"{")
-            if self._is_valid(text) and lines.is_name(name):
+            name, brace, text = head.partition(b"{")
+            if brace and self._is_valid(text) and lines.is_name(name):
                 entries.append((lines.SAMPLE, head + b"}"))
                 continue
             if b"\n" in head:

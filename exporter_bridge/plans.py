@@ -86,7 +86,8 @@ class Plan:
         self._record_of = [-1] * size
         for record, cells in enumerate(records):
             for position, measure, _ in cells:
-                self._highest[position] = measure.surely_good_up_to
+                # A value told by strange labels stands twice in a record: as its field's, and as a labelled one of no range.
+                self._highest[position] = min(self._highest[position], measure.surely_good_up_to)
                 self._record_of[position] = record
         everything = [cell for cells in records for cell in cells]
         self._integers = [cell.position for cell in everything if cell.measure.integer]
