@@ -86,7 +86,7 @@ class Plan:
         self._record_of = [-1] * size
         for record, cells in enumerate(records):
             for position, measure, _ in cells:
-                # A value told by strange labels stands twice in a record: as its field's, and as a labelled one of no range.
+                # One told by strange labels stands twice: as its field's value, and as a labelled one of no range.
                 self._highest[position] = min(self._highest[position], measure.surely_good_up_to)
                 self._record_of[position] = record
         everything = [cell for cells in records for cell in cells]
