@@ -76,12 +76,13 @@ def _fleet(snapshot: Snapshot) -> RenderableType:
 
 def _node(node: NodeView, gpus: Sequence[GpuView]) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("GPU", justify="right")
-    table.add_column("°C", justify="right")
-    table.add_column("W", justify="right")
-    table.add_column("%", justify="right")
-    table.add_column("workload", max_width=26, no_wrap=True)
-    own = [gpu for gpu in gpus if gpu.node_id == node.node_id]
+    # Widths of their own, so that nothing moves when a value gains a digit.
+    for heading, width in (("GPU", 4), ("°C", 3), ("W", 4), ("%", 3)):
+        table.add_column(heading, justify="right", min_width=width)
+    table.add_column("workload", min_width=26, max_width=26, no_wrap=True)
+    own = sorted(
+        (gpu for gpu in gpus if gpu.node_id == node.node_id), key=lambda gpu: (gpu.gpu_index, gpu.mig_instance or "")
+    )
     for gpu in own[:_MOST_ROWS]:
         index = f"{gpu.gpu_index}" if gpu.mig_instance is None else f"{gpu.gpu_index}/{gpu.mig_instance}"
         table.add_row(

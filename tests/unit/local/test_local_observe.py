@@ -166,6 +166,12 @@ def test_the_table_shows_every_gpu_of_a_small_fleet_with_its_workload():
     assert "http://127.0.0.1:8080" in text
 
 
+def test_the_table_lists_gpus_by_their_index_whatever_order_they_come_in():
+    gpus = [GpuView(node_id="node-1", gpu_index=index, gpu_uuid=f"GPU-{index}") for index in (7, 0, 3)]
+    rows = [line.split() for line in shown([NodeView(node_id="node-1", status="healthy")], gpus).splitlines()]
+    assert [row[1] for row in rows if row[0] == "│"] == ["GPU", "0", "3", "7"]
+
+
 def test_the_table_of_a_large_fleet_has_a_row_for_each_node_and_says_what_it_leaves_out():
     nodes = [NodeView(node_id=f"node-{number}", status="healthy") for number in range(30)]
     gpus = [GpuView(node_id=node.node_id, gpu_index=0, gpu_uuid="g", temperature_celsius=40.0) for node in nodes]
