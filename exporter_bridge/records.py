@@ -100,7 +100,6 @@ class RecordBuilder:
         self._not_recorded = planned.not_recorded
         self._shape = page.shape
         self._described_by = (turn.hostname, turn.datacenter)
-        self._digest = b""  # a value that came or went is a change
 
     def _in_order(self, page: Page, plan: Plan) -> tuple[list[bytes], list[float]]:
         """The page's tokens and values in the plan's order."""

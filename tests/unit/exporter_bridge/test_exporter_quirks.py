@@ -84,6 +84,14 @@ def test_a_wide_counter_passes_through_the_32_bit_sentinels():
     assert record.rejected["pcie_replay_count"].reason == "sentinel"
 
 
+@pytest.mark.parametrize("text", ["9007199254740993", "9007199254740994"])
+def test_a_counter_beyond_what_every_json_reader_keeps_exact_is_out_of_range(text):
+    [record] = records_of(block("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", (gpu(0), text), kind="counter"))
+    assert record.rejected == {"pcie_replay_count": Rejected(text, "out_of_range")}
+    [record] = records_of(block("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", (gpu(0), "9007199254740992"), kind="counter"))
+    assert record.pcie_replay_count == 2**53
+
+
 @pytest.mark.parametrize("text", ["808334905", "127622", "2619", "-1", "100.5"])
 def test_an_absurd_utilisation_is_out_of_range(text):
     [record] = records_of(block("DCGM_FI_DEV_GPU_UTIL", (gpu(0), text)))
@@ -215,6 +223,15 @@ def test_a_frozen_page_is_seen_as_unchanged_in_whatever_order_its_blocks_come():
     builder.build(parser.parse("".join(blocks).encode()), turn(6))
     assert builder.changed_at_ms == 6_000
     assert decode(builder.failed(turn(7)).messages[0]).changed_at.timestamp() == 6
+
+
+def test_a_frozen_page_whose_pods_change_is_still_frozen():
+    parser, builder = Exposition().parser(), RecordBuilder()
+    for seq, pod in enumerate(("a", "b", "c"), start=1):
+        builder.build(parser.parse(block(TEMPERATURE, (gpu(0, f',pod="{pod}"'), 40)).encode()), turn(seq))
+    assert builder.changed_at_ms == 1_000
+    builder.build(parser.parse(block(TEMPERATURE, (gpu(0), 40), (gpu(1), 40)).encode()), turn(4))
+    assert builder.changed_at_ms == 4_000
 
 
 def test_of_duplicate_rows_the_first_counts():
@@ -403,11 +420,25 @@ def test_the_closing_record_says_what_the_bridge_knows_of_the_turn():
         builder.build(Exposition().parser().parse(block(TEMPERATURE, (gpu(0), 40)).encode()), told).messages[-1]
     )
     assert record == ScrapeRecord(
-        schema_version=1, node_id="n", bridge_id="b", boot_id="c", seq=3, collected_at=from_milliseconds(5_000),
-        up=True, gpu_records=1, interval_ms=30_000, hostname="host-1", datacenter="dc", instance="h:9400", gpu_uuids=["GPU-0"],
-        duration_ms=12.5, changed_at=from_milliseconds(5_000), drops={"queue_full": DropCount(2, 16)}, trace="t",
+        schema_version=1,
+        node_id="n",
+        bridge_id="b",
+        boot_id="c",
+        seq=3,
+        collected_at=from_milliseconds(5_000),
+        up=True,
+        gpu_records=1,
+        interval_ms=30_000,
+        hostname="host-1",
+        datacenter="dc",
+        instance="h:9400",
+        gpu_uuids=["GPU-0"],
+        duration_ms=12.5,
+        changed_at=from_milliseconds(5_000),
+        drops={"queue_full": DropCount(2, 16)},
+        trace="t",
         removed=True,
-    )  # fmt: skip
+    )
 
 
 def test_a_page_kept_for_re_exposure_reads_the_same_after_its_numbers_are_dropped():

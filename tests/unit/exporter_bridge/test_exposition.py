@@ -3,7 +3,7 @@
 import pytest
 
 from exporter_bridge import lines
-from exporter_bridge.exposition import Exposition
+from exporter_bridge.exposition import Exposition, PageParser
 
 HEAD = "# HELP a Text with \\\\ and \\n.\n# TYPE a gauge\n"
 
@@ -77,6 +77,47 @@ def test_a_known_block_believes_no_token_that_is_no_number(token):
     page = parser.parse((HEAD + f'a{{x="1"}} {token}\na{{x="2"}} 5\n').encode())
     assert [(sample.labels.text, sample.value) for sample in page] == [('x="2"', 5)]
     assert sum(page.refused.values()) == 1
+
+
+def test_lines_run_together_are_not_taken_for_a_known_block():
+    parser = Exposition().parser()
+    parser.parse((HEAD + 'a{x="1"} 1\na{x="2"} 2\n').encode())
+    page = parser.parse((HEAD + 'a{x="1"\na{x="2"} 5\n').encode())
+    assert ([sample.labels.text for sample in page], page.refused) == (['x="2"'], {"bad_labels": 1})
+
+
+def test_what_was_found_line_by_line_is_not_taken_for_what_was_split_at_once():
+    parser = Exposition().parser()
+    assert [sample.name for sample in parser.parse(b'a{x="1"}\t5\n')] == ["a"]
+    page = parser.parse(b'sa{x="1"}} 5\n')
+    assert (page.samples, page.refused) == (0, {"bad_value": 1})
+
+
+def test_a_known_block_in_place_of_another_is_a_duplicate_and_not_a_known_page():
+    other = "# HELP b .\n# TYPE b gauge\nb{} 3\n"
+    one = HEAD + 'a{x="1"} 1\na{x="2"} 2\n'
+    parser = Exposition().parser()
+    parser.parse((one + other).encode())
+    page = parser.parse((one + one.replace("} 1", "} 7")).encode())
+    assert ([sample.value for sample in page], page.refused) == ([1, 2], {"duplicate": 2})
+    page = parser.parse((other + one).encode())
+    assert ([sample.value for sample in page], page.refused) == ([3, 1, 2], {})
+
+
+def test_a_block_that_comes_twice_is_a_duplicate_and_costs_nothing_later():
+    one = HEAD + 'a{x="1"} 1\na{x="2"} 2\n'
+    parser = Exposition().parser()
+    for body, refused in ((one, {}), (one + one.replace("} 1", "} 7"), {"duplicate": 2}), (one, {})):
+        page = parser.parse(body.encode())
+        assert ([sample.value for sample in page], page.refused) == ([1, 2], refused)
+
+
+def test_a_known_page_is_read_at_once_and_not_block_by_block(monkeypatch):
+    parser = Exposition().parser()
+    parser.parse((HEAD + 'a{x="1"} 1\na{x="2"} 2\n').encode())
+    monkeypatch.delattr(PageParser, "_read")
+    page = parser.parse((HEAD + 'a{x="1"} 3\na{x="2"} 4.5\n').encode())
+    assert ([sample.value for sample in page], page.plain) == ([3, 4.5], True)
 
 
 def test_a_node_remembers_two_differing_pages_and_no_more():
