@@ -77,20 +77,20 @@ def head(owner: Owner, turn: Turn) -> bytes:
 
 def written(record: RecordPlan, tokens: Sequence[bytes], values: Sequence[float]) -> bytes | None:
     """The rest of a record whose values are all good, or None if it takes more care than that."""
-    parts = record.parts.copy()
-    texts = record.pick(tokens)
-    if record.scaled:
-        texts += tuple([b"%r" % (values[position] / divisor) for position, divisor in record.scaled])
+    texts = [*record.pick(tokens)]
+    for position, divisor in record.scaled:
+        texts.append(_encode(values[position] / divisor))
     if record.used is not None and record.free is not None:
         used, free = values[record.used], values[record.free]
         if not used + free:
             return None
-        texts += (b"%r" % (100 * used / (used + free)),)
+        texts.append(_encode(100 * used / (used + free)))
         if record.summed:
-            total = int(sum([values[position] for position in record.summed]))
+            total = sum([values[position] for position in record.summed])
             if total > MOST_MEMORY_MIB:
                 return None
-            texts += (b"%d" % total,)
+            texts.append(b"%d" % total)
+    parts = record.parts.copy()
     parts[1::2] = texts
     return b"".join(parts)
 
