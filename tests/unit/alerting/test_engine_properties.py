@@ -29,6 +29,12 @@ rules:
     keep_firing_for: 60s
     message: "{value}"
     actions: [{action: notify, when: [fired]}]
+  - name: hungry
+    field: power_watts
+    above: {warning: 300}
+    keep_firing_for: 60s
+    message: "{value}"
+    actions: [{action: notify, when: [resolved]}]
   - {name: idle, field: power_watts, below: {warning: 60}, message: m, actions: []}
 """
 RULES = Rules(load_rules(SHIPPED_RULES).rules + parse_rules(_MORE_RULES).rules)
@@ -164,12 +170,12 @@ def _calm_streams(draw: st.DrawFn, varied: str) -> list[AnyRecord]:
         values = {**_QUIET, "energy_joules": float(seq)}
         if varied in _VALUES:
             values[varied] = draw(_VALUES[varied])
-        instances = draw(st.sampled_from([[None], ["1", "2"], ["2", "1"]])) if varied == "instances" else [None]
+        instances = (
+            draw(st.sampled_from([[None], ["1", "2", "3"], ["3", "2", "1"]])) if varied == "instances" else [None]
+        )
         for instance in instances if up and named else []:
             if varied == "instances":
-                gaps = draw(st.sets(st.sampled_from(["temperature_celsius", "energy_joules", "fields"])))
-                values |= {"temperature_celsius": 91.0, "fields": _fields({79: seq}), "energy_joules": 1.0}
-                values |= {gap: {} if gap == "fields" else None for gap in gaps}
+                values |= {name: draw(_VALUES[name]) for name in ("temperature_celsius", "energy_joules", "fields")}
             index = draw(st.sampled_from([0, 1])) if varied == "index" else 0
             records.append(GpuRecord(**origin, gpu_uuid="GPU-a", gpu_index=index, mig_instance=instance, **values))
         records.append(

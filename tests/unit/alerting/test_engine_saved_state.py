@@ -227,3 +227,15 @@ def test_the_index_that_a_gpu_moved_to_survives_a_restart(committing_node):
 
     (lost,) = node.turn(90, [])
     assert lost.gpu_index == 1
+
+
+def test_what_two_rows_of_a_turn_gave_together_survives_a_restart(committing_node):
+    node = committing_node
+    for mig in ("1", "2", "3"):
+        node.gpu(0, mig=mig, temperature_celsius=50.0, energy_joules=1.0, xid_counts={})
+    node.turn(0)
+    node.gpu(30, mig="1", energy_joules=2.0)
+    node.gpu(30, mig="2", energy_joules=2.0, temperature_celsius=50.0, xid_counts={})
+    node.restart()
+
+    assert not node.gpu(30, mig="3", energy_joules=2.0, temperature_celsius=99.0, xid_counts={79: 1})
