@@ -518,6 +518,7 @@ LANGUAGE sql STABLE AS $$
                FROM gpu_metrics g
               WHERE g.placement_id = p.placement_id
                 AND g.collected_at >= of_hour AND g.collected_at < of_hour + interval '1 hour'
+             OFFSET 0  -- one probe a placement: merged into a join, the whole fleet's hour could be read for each node
          ) m
          WHERE p.node_id = of_node
          GROUP BY m.collected_at
@@ -537,9 +538,14 @@ LANGUAGE sql STABLE AS $$
                        WHERE c.collected_at > g.before_at AND c.collected_at < g.collected_at)
                    - (SELECT count(*)
                         FROM placements p
-                        JOIN gpu_metrics m USING (placement_id)
-                       WHERE g.before_at < of_hour AND p.node_id = of_node
-                         AND m.collected_at > g.before_at AND m.collected_at < of_hour
+                       CROSS JOIN LATERAL (
+                           SELECT m.collected_at
+                             FROM gpu_metrics m
+                            WHERE g.before_at < of_hour AND m.placement_id = p.placement_id
+                              AND m.collected_at > g.before_at AND m.collected_at < of_hour
+                           OFFSET 0
+                       ) m
+                       WHERE p.node_id = of_node
                          AND NOT EXISTS (SELECT FROM scrapes s
                                           WHERE s.node_id = of_node AND s.collected_at = m.collected_at))) AS lacking
           FROM gaps g
@@ -614,6 +620,6 @@ COMMENT ON COLUMN ledger.unaccounted_seconds IS
     'From the last closing record before a boot of a bridge to that boot''s first one, in the hour of that one';
 
 INSERT INTO schema_migrations (version, name, checksum)
-VALUES (3, 'ledger', 'c33c6f308aaf707bcf92bb4d92f1ff367cf6a1e692a864acca180ebab120c4a7');
+VALUES (3, 'ledger', 'ff780da8248aa203c5118aa4fb26eec394cd1a1d7cc5cf253eec85a54444fbd4');
 
 COMMIT;

@@ -6,7 +6,7 @@ from typing import Final
 
 from flask import Flask, Response, g, request
 
-from api import alerts, health, instruments, metrics, nodes, pages, problems, resources
+from api import alerts, fleet, gpus, health, instruments, ledger, metrics, nodes, pages, problems, resources
 from api.database import Database
 from api.settings import ApiSettings
 from gpu_telemetry.clock import Clock, SystemClock
@@ -45,8 +45,8 @@ def create_app(
         app, resources.Resources(Database(settings, database or DatabaseSettings.load()), clock or SystemClock())
     )
     problems.install(app)
-    for blueprint in (nodes.blueprint, metrics.blueprint, alerts.blueprint):
-        app.register_blueprint(blueprint, url_prefix=_API_PREFIX)
+    for noun in (fleet, nodes, gpus, metrics, alerts, ledger):
+        app.register_blueprint(noun.blueprint, url_prefix=_API_PREFIX)
     for blueprint in (health.blueprint, pages.blueprint):
         app.register_blueprint(blueprint)
     app.before_request(_start)

@@ -28,9 +28,12 @@ _COMMON_PROBLEMS: Final = (
     HTTPStatus.SERVICE_UNAVAILABLE,
 )
 _TAGS: Final = {
+    "fleet": "All of it at a glance",
     "nodes": "The fleet's hosts",
+    "gpus": "Every GPU, wherever it stands",
     "metrics": "What was measured",
     "alerts": "What is wrong, what was, and the resolve by hand",
+    "ledger": "What became of every record",
     "health": "The API itself",
 }
 

@@ -31,6 +31,12 @@ DEFAULT_LIMIT: Final = 1000
 MAX_LIMIT: Final = 10_000
 LARGEST_ID: Final = 2**63 - 1
 _LONGEST_CURSOR: Final = 4096
+_IDENTIFIER_SCHEMA: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_IDENTIFIER_LENGTH,
+    "pattern": r"^[^\u0000]+$",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +132,8 @@ def _moment(text: str) -> datetime:
 
 
 def _filter(name: str, description: str) -> Parameter[str | None]:
-    schema = {"type": "string", "minLength": 1, "maxLength": MAX_IDENTIFIER_LENGTH}
     expected = f"1 to {MAX_IDENTIFIER_LENGTH} characters"
-    return Parameter(name, description, expected, _identifier, schema, None)
+    return Parameter(name, description, expected, _identifier, _IDENTIFIER_SCHEMA, None)
 
 
 def _choice(name: str, description: str, choices: tuple[str, ...]) -> Parameter[str | None]:
@@ -136,20 +141,38 @@ def _choice(name: str, description: str, choices: tuple[str, ...]) -> Parameter[
     return Parameter(name, description, f"one of {', '.join(choices)}", _one_of(choices), schema, None)
 
 
-LIMIT: Final = Parameter(
-    "limit",
-    "How many rows to give at most; the next page is in the Link header.",
-    f"a whole number from 1 to {MAX_LIMIT}",
-    _whole_number(1, MAX_LIMIT),
-    {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
-    DEFAULT_LIMIT,
+def _limit(description: str, default: int) -> Parameter[int]:
+    schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": default}
+    return Parameter(
+        "limit", description, f"a whole number from 1 to {MAX_LIMIT}", _whole_number(1, MAX_LIMIT), schema, default
+    )
+
+
+def _time(name: str, description: str) -> Parameter[datetime | None]:
+    expected = "an RFC 3339 time with Z or an offset, as in 2026-01-31T12:00:00Z (a plus sign in a URL is written %2B)"
+    return Parameter(name, description, expected, _moment, {"type": "string", "format": "date-time"}, None)
+
+
+LIMIT: Final = _limit("How many rows to give at most; the next page is in the Link header.", DEFAULT_LIMIT)
+LEDGER_LIMIT: Final = _limit(
+    "How many lines to give at most, each counted from an hour of rows; the next page is in the Link header.", 100
 )
+PARTS_LIMIT: Final = _limit("How many alerts and how many errors to give at most.", 100)
 NODE_ID: Final = Parameter(
     "node_id",
     "The node.",
     f"1 to {MAX_IDENTIFIER_LENGTH} characters",
     _identifier,
-    {"type": "string", "minLength": 1, "maxLength": MAX_IDENTIFIER_LENGTH},
+    _IDENTIFIER_SCHEMA,
+    "",
+    "path",
+)
+GPU_UUID: Final = Parameter(
+    "gpu_uuid",
+    "The GPU.",
+    f"1 to {MAX_IDENTIFIER_LENGTH} characters",
+    _identifier,
+    _IDENTIFIER_SCHEMA,
     "",
     "path",
 )
@@ -164,6 +187,7 @@ ALERT_ID: Final = Parameter(
 )
 NODE: Final = _filter("node", "Only this node's.")
 DATACENTER: Final = _filter("datacenter", "Only this datacenter's.")
+MODEL: Final = _filter("model", "Only GPUs of this model, as in NVIDIA H100 80GB HBM3.")
 ALERT_TYPE: Final = _filter("type", "Only alerts of this type, as in high_temperature.")
 NODE_STATUS: Final = _choice("status", "Only nodes of this status.", get_args(NodeStatus))
 ALERT_STATUS: Final = _choice("status", "Only alerts of this status.", get_args(AlertStatus))
@@ -176,14 +200,12 @@ REMOVED: Final = Parameter(
     {"type": "boolean", "default": False},
     default=False,
 )
-SINCE: Final[Parameter[datetime | None]] = Parameter(
-    "since",
-    "Only alerts triggered at or after this time.",
-    "an RFC 3339 time with Z or an offset, as in 2026-01-31T12:00:00Z (a plus sign in a URL is written %2B)",
-    _moment,
-    {"type": "string", "format": "date-time"},
-    None,
+SINCE: Final = _time("since", "Only alerts triggered at or after this time.")
+ERRORS_SINCE: Final = _time("since", "Only errors at or after this time; of the last day if it is not given.")
+HOURS_SINCE: Final = _time(
+    "since", "Only the hour in which this time lies, and later ones; the last full hour if it is not given."
 )
+HOURS_UNTIL: Final = _time("until", "Only hours that begin before this time; now if it is not given.")
 
 
 def encode_cursor(key: Struct) -> str:

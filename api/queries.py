@@ -32,6 +32,16 @@ ACTIONS: Final = _QUERIES["actions"]
 RESOLVE: Final = _QUERIES["resolve"]
 STATUS_COUNTS: Final = _QUERIES["status_counts"]
 ACTIVE_ALERT_COUNT: Final = _QUERIES["active_alert_count"]
+ALL_GPUS: Final = _QUERIES["all_gpus"]
+GPU: Final = _QUERIES["gpu"]
+GPU_PLACEMENTS: Final = _QUERIES["gpu_placements"]
+GPU_ALERTS: Final = _QUERIES["gpu_alerts"]
+GPU_ERRORS: Final = _QUERIES["gpu_errors"]
+LEDGER: Final = _QUERIES["ledger"]
+LEDGER_TOTALS: Final = _QUERIES["ledger_totals"]
+FLEET_NODES: Final = _QUERIES["fleet_nodes"]
+FLEET_ALERTS: Final = _QUERIES["fleet_alerts"]
+FLEET_GPUS: Final = _QUERIES["fleet_gpus"]
 
 
 def fetch(connection: Connection, query: bytes, parameters: Mapping[str, Any]) -> list[DictRow]:

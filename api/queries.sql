@@ -160,3 +160,222 @@ GROUP BY 1
 
 -- name: active_alert_count
 SELECT count(*) AS alerts FROM alerts WHERE status = 'active'
+
+-- name: all_gpus
+-- GPUs by their UUIDs, each where its newest row is; a node or a datacenter narrows them down first.
+SELECT g.gpu_uuid, g.model, g.driver_version, g.pci_bus_id, g.memory_total_mib, g.first_seen, m.node_id, m.gpu_index,
+       m.datacenter, m.since, m.last_collected_at, coalesce(a.active_alerts, 0) AS active_alerts
+FROM gpus g
+CROSS JOIN LATERAL (
+    SELECT p.node_id, p.gpu_index, p.since, n.datacenter, n.removed_at, r.collected_at AS last_collected_at
+    FROM placements p
+    JOIN nodes n USING (node_id)
+    LEFT JOIN LATERAL (
+        SELECT collected_at FROM gpu_metrics WHERE placement_id = p.placement_id ORDER BY collected_at DESC LIMIT 1
+    ) r ON true
+    WHERE p.gpu_uuid = g.gpu_uuid
+    ORDER BY r.collected_at DESC NULLS LAST, p.placement_id DESC
+    LIMIT 1
+) m
+LEFT JOIN (
+    SELECT gpu_uuid, count(*) AS active_alerts FROM alerts WHERE status = 'active' GROUP BY gpu_uuid
+) a USING (gpu_uuid)
+WHERE (%(after_gpu)s::text IS NULL OR g.gpu_uuid > %(after_gpu)s)
+  AND (%(model)s::text IS NULL OR g.model = %(model)s)
+  AND (%(node)s::text IS NULL OR g.gpu_uuid IN (SELECT gpu_uuid FROM placements WHERE node_id = %(node)s))
+  AND (%(datacenter)s::text IS NULL
+       OR g.gpu_uuid IN (SELECT gpu_uuid FROM placements JOIN nodes USING (node_id) WHERE datacenter = %(datacenter)s))
+  AND (m.removed_at IS NOT NULL) = %(removed)s
+  AND (%(node)s::text IS NULL OR m.node_id = %(node)s)
+  AND (%(datacenter)s::text IS NULL OR m.datacenter = %(datacenter)s)
+ORDER BY g.gpu_uuid
+LIMIT %(limit)s
+
+-- name: gpu
+-- One GPU where its newest row is, wherever that may be.
+SELECT g.gpu_uuid, g.model, g.driver_version, g.pci_bus_id, g.memory_total_mib, g.first_seen, m.node_id, m.gpu_index,
+       m.datacenter, m.since, m.last_collected_at,
+       (SELECT count(*) FROM alerts WHERE status = 'active' AND gpu_uuid = g.gpu_uuid) AS active_alerts
+FROM gpus g
+CROSS JOIN LATERAL (
+    SELECT p.node_id, p.gpu_index, p.since, n.datacenter, r.collected_at AS last_collected_at
+    FROM placements p
+    JOIN nodes n USING (node_id)
+    LEFT JOIN LATERAL (
+        SELECT collected_at FROM gpu_metrics WHERE placement_id = p.placement_id ORDER BY collected_at DESC LIMIT 1
+    ) r ON true
+    WHERE p.gpu_uuid = g.gpu_uuid
+    ORDER BY r.collected_at DESC NULLS LAST, p.placement_id DESC
+    LIMIT 1
+) m
+WHERE g.gpu_uuid = %(gpu)s
+
+-- name: gpu_placements
+-- Where a GPU and its MIG instances stood, and until when, oldest first.
+SELECT p.node_id, p.gpu_index, p.mig_instance, p.mig_profile, p.since, r.collected_at AS last_collected_at
+FROM placements p
+LEFT JOIN LATERAL (
+    SELECT collected_at FROM gpu_metrics WHERE placement_id = p.placement_id ORDER BY collected_at DESC LIMIT 1
+) r ON true
+WHERE p.gpu_uuid = %(gpu)s
+ORDER BY p.since, p.placement_id
+
+-- name: gpu_alerts
+-- A GPU's alerts at all nodes where it stood, newest first.
+SELECT a.id, a.node_id, a.gpu_index, a.alert_type, a.severity, a.message, a.threshold_value, a.actual_value, a.status,
+       a.triggered_at, a.rule, a.gpu_uuid, a.mig_instance, a.raised_at, a.resolved_at, a.resolved_reason, a.resolved_by
+FROM alerts a
+WHERE a.node_id IN (SELECT node_id FROM placements WHERE gpu_uuid = %(gpu)s)
+  AND a.gpu_uuid = %(gpu)s
+ORDER BY a.triggered_at DESC, a.id DESC
+LIMIT %(limit)s
+
+-- name: gpu_errors
+-- When a GPU's error counters rose and its XID changed, newest first. MIG instances repeat what is the whole GPU's.
+SELECT DISTINCT at, field, before, value, node_id, gpu_index
+FROM (
+    SELECT m.collected_at AS at, v.field, v.value, p.node_id, p.gpu_index,
+           lag(v.value) OVER (PARTITION BY p.placement_id, v.field ORDER BY m.collected_at) AS before
+    FROM placements p
+    JOIN gpu_metrics m USING (placement_id)
+    CROSS JOIN LATERAL (VALUES
+        ('xid_code', m.xid_code::bigint),
+        ('ecc_single_bit_volatile', m.ecc_single_bit_volatile),
+        ('ecc_double_bit_volatile', m.ecc_double_bit_volatile),
+        ('ecc_single_bit_aggregate', m.ecc_single_bit_aggregate),
+        ('ecc_double_bit_aggregate', m.ecc_double_bit_aggregate),
+        ('row_remap_failure', m.row_remap_failure),
+        ('row_remap_pending', m.row_remap_pending),
+        ('row_remap_uncorrectable_rows', m.row_remap_uncorrectable_rows),
+        ('row_remap_correctable_rows', m.row_remap_correctable_rows),
+        ('retired_pages_single_bit', m.retired_pages_single_bit),
+        ('retired_pages_double_bit', m.retired_pages_double_bit),
+        ('retired_pages_pending', m.retired_pages_pending)
+    ) v (field, value)
+    WHERE p.gpu_uuid = %(gpu)s
+      AND m.collected_at >= coalesce(%(since)s, %(now)s - interval '1 day')
+      AND v.value IS NOT NULL
+) steps
+WHERE CASE field WHEN 'xid_code' THEN value <> before AND value <> 0 ELSE value > before END
+ORDER BY at DESC, field, node_id, gpu_index, before, value
+LIMIT %(limit)s
+
+-- name: ledger
+-- The ledger's lines, newest hour first. The keys of the page come first; only their hours are then counted.
+SELECT k.node_id, k.hour, e.*
+FROM (
+    SELECT node_id, hour
+    FROM (
+        SELECT n.node_id, h.hour
+        FROM generate_series(
+            greatest(date_trunc('hour', coalesce(%(since)s, %(now)s - interval '1 hour'), 'UTC'), ledger_start()),
+            least(%(until)s, %(now)s, %(after_hour)s),
+            interval '1 hour'
+        ) h (hour)
+        JOIN nodes n ON n.first_seen < h.hour + interval '1 hour' AND n.last_heard >= h.hour
+        UNION
+        SELECT node_id, hour
+        FROM stream_drops
+        WHERE hour >= greatest(date_trunc('hour', coalesce(%(since)s, %(now)s - interval '1 hour'), 'UTC'),
+                               ledger_start())
+          AND hour <= least(%(until)s, %(now)s, %(after_hour)s)
+    ) keys
+    WHERE (%(node)s::text IS NULL OR node_id = %(node)s)
+      AND (%(until)s::timestamptz IS NULL OR hour < %(until)s)
+      AND (%(after_hour)s::timestamptz IS NULL OR hour < %(after_hour)s OR node_id > %(after_node)s)
+    ORDER BY hour DESC, node_id
+    LIMIT %(limit)s
+) k
+CROSS JOIN LATERAL ledger_entry(k.node_id, k.hour) e
+ORDER BY k.hour DESC, k.node_id
+
+-- name: ledger_totals
+-- The sum of the ledger's lines; every hour of every node of the range is counted.
+WITH lines AS MATERIALIZED (
+    SELECT k.node_id, k.hour, e.*
+    FROM (
+        SELECT n.node_id, h.hour
+        FROM generate_series(
+            greatest(date_trunc('hour', coalesce(%(since)s, %(now)s - interval '1 hour'), 'UTC'), ledger_start()),
+            least(%(until)s, %(now)s),
+            interval '1 hour'
+        ) h (hour)
+        JOIN nodes n ON n.first_seen < h.hour + interval '1 hour' AND n.last_heard >= h.hour
+        UNION
+        SELECT node_id, hour
+        FROM stream_drops
+        WHERE hour >= greatest(date_trunc('hour', coalesce(%(since)s, %(now)s - interval '1 hour'), 'UTC'),
+                               ledger_start())
+          AND hour <= least(%(until)s, %(now)s)
+    ) k
+    CROSS JOIN LATERAL ledger_entry(k.node_id, k.hour) e
+    WHERE (%(node)s::text IS NULL OR k.node_id = %(node)s)
+      AND (%(until)s::timestamptz IS NULL OR k.hour < %(until)s)
+)
+SELECT count(DISTINCT node_id) AS nodes, min(hour) AS first_hour, max(hour) AS last_hour,
+       coalesce(sum(announced), 0)::bigint AS announced,
+       coalesce(sum(unannounced), 0)::bigint AS unannounced,
+       coalesce(sum(estimated), 0)::bigint AS estimated,
+       coalesce(sum(stored), 0)::bigint AS stored,
+       coalesce(sum(dropped), 0)::bigint AS dropped,
+       coalesce(sum(missing), 0)::bigint AS missing,
+       (SELECT coalesce(jsonb_object_agg(reason, gpu_records), '{}')
+        FROM (
+            SELECT d.key AS reason, sum(d.value::bigint) AS gpu_records
+            FROM lines l CROSS JOIN LATERAL jsonb_each_text(l.dropped_by_reason) d
+            GROUP BY d.key
+        ) r) AS dropped_by_reason,
+       coalesce(sum(scrapes), 0)::bigint AS scrapes,
+       coalesce(sum(missing_scrapes), 0)::bigint AS missing_scrapes,
+       coalesce(sum(unaccounted_seconds), 0) AS unaccounted_seconds
+FROM lines
+
+-- name: fleet_nodes
+-- How many nodes of each status each datacenter has.
+SELECT datacenter,
+       CASE WHEN last_heard <= %(now)s - interval_ms * interval '3 milliseconds' THEN 'unknown' ELSE status END
+           AS status,
+       count(*) AS nodes
+FROM nodes
+WHERE removed_at IS NULL
+GROUP BY 1, 2
+
+-- name: fleet_alerts
+-- How many alerts of each severity are active in each datacenter.
+SELECT n.datacenter, a.severity, count(*) AS alerts
+FROM alerts a
+JOIN nodes n USING (node_id)
+WHERE a.status = 'active' AND n.removed_at IS NULL
+GROUP BY 1, 2
+
+-- name: fleet_gpus
+-- What the GPUs of each datacenter and model do, by the newest row of each: one probe of an index a placement. Power
+-- and temperature stand on every MIG instance of a GPU and are the GPU's; a GPU counts once.
+SELECT datacenter, model, count(*) AS total, count(*) FILTER (WHERE reporting) AS reporting,
+       count(*) FILTER (WHERE allocated) AS allocated, count(*) FILTER (WHERE active) AS active,
+       sum(power_watts) AS power_watts, max(temperature_celsius) AS temperature_max_celsius
+FROM (
+    SELECT i.gpu_uuid, g.model, (array_agg(i.datacenter ORDER BY i.at DESC NULLS LAST))[1] AS datacenter,
+           bool_or(i.reporting) AS reporting,
+           bool_or(i.reporting AND i.workloads IS NOT NULL) AS allocated,
+           bool_or(i.reporting AND coalesce(i.gpu_utilization_percent, 100 * i.graphics_engine_active_ratio, 0) > 0)
+               AS active,
+           max(i.power_watts) FILTER (WHERE i.reporting) AS power_watts,
+           max(i.temperature_celsius) FILTER (WHERE i.reporting) AS temperature_celsius
+    FROM (
+        SELECT DISTINCT ON (p.gpu_uuid, p.mig_instance)
+               p.gpu_uuid, n.datacenter, r.collected_at AS at, r.workloads, r.gpu_utilization_percent,
+               r.graphics_engine_active_ratio, r.power_watts, r.temperature_celsius,
+               coalesce(r.collected_at > %(now)s - n.interval_ms * interval '3 milliseconds', false) AS reporting
+        FROM placements p
+        JOIN nodes n USING (node_id)
+        LEFT JOIN LATERAL (
+            SELECT * FROM gpu_metrics WHERE placement_id = p.placement_id ORDER BY collected_at DESC LIMIT 1
+        ) r ON true
+        WHERE n.removed_at IS NULL
+        ORDER BY p.gpu_uuid, p.mig_instance, r.collected_at DESC NULLS LAST, p.placement_id DESC
+    ) i
+    JOIN gpus g USING (gpu_uuid)
+    GROUP BY i.gpu_uuid, g.model
+) gpu
+GROUP BY datacenter, model

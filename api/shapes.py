@@ -134,6 +134,148 @@ class Action(Struct):
     finished_at: Timestamp | None
 
 
+class GpuSummary(Struct):
+    """A GPU, where it stands or last stood."""
+
+    gpu_uuid: str
+    model: str | None
+    driver_version: str | None
+    pci_bus_id: str | None
+    memory_total_mib: int | None
+    first_seen: Timestamp
+    node_id: str
+    gpu_index: int
+    datacenter: str | None
+    since: Annotated[Timestamp, Meta(description="When it was first seen at this index of this node")]
+    last_collected_at: Annotated[
+        Timestamp | None, Meta(description="When its newest stored row was scraped; it lags where the GPU is gone")
+    ]
+    active_alerts: int
+
+
+class GpuPlacement(Struct):
+    """Where a GPU or one of its MIG instances stood: from `since` to `last_collected_at`."""
+
+    node_id: str
+    gpu_index: int
+    mig_instance: str | None
+    mig_profile: str | None
+    since: Timestamp
+    last_collected_at: Timestamp | None
+
+
+class GpuError(Struct):
+    """A counter of errors that rose between two scrapes, or an XID that is another one than before."""
+
+    at: Annotated[Timestamp, Meta(description="When the new value was scraped")]
+    field: Annotated[str, Meta(description="As in a metric row: xid_code, ecc_..., row_remap_..., retired_pages_...")]
+    before: int
+    value: int
+    node_id: str
+    gpu_index: int
+
+
+class GpuDetail(GpuSummary):
+    """A GPU's life: its places oldest first, its alerts and errors newest first."""
+
+    placements: list[GpuPlacement]
+    alerts: list[Alert]
+    errors: Annotated[list[GpuError], Meta(description="Since `since`, one day unless it says otherwise")]
+
+
+class NodeCounts(Struct):
+    """Nodes by status."""
+
+    total: int = 0
+    healthy: int = 0
+    warning: int = 0
+    critical: int = 0
+    down: int = 0
+    unknown: int = 0
+
+
+class AlertCounts(Struct):
+    """Active alerts by severity."""
+
+    total: int = 0
+    info: int = 0
+    warning: int = 0
+    critical: int = 0
+
+
+class GpuTotals(Struct):
+    """Physical GPUs, and what those that report do."""
+
+    total: int = 0
+    reporting: Annotated[int, Meta(description="With a row younger than 3 intervals of their node")] = 0
+    allocated: Annotated[int, Meta(description="Of those reporting: with a workload")] = 0
+    active: Annotated[int, Meta(description="Of those reporting: busy at the newest scrape")] = 0
+    power_watts: Annotated[float | None, Meta(description="Sum over those reporting")] = None
+    temperature_max_celsius: Annotated[float | None, Meta(description="Hottest of those reporting")] = None
+
+
+class DatacenterSummary(Struct):
+    """One datacenter; null is that of nodes without one."""
+
+    datacenter: str | None
+    nodes: NodeCounts
+    gpus: GpuTotals
+    alerts: AlertCounts
+
+
+class ModelSummary(Struct):
+    """One model of GPU; null is that of GPUs that do not say."""
+
+    model: str | None
+    gpus: GpuTotals
+
+
+class FleetSummary(Struct):
+    """The fleet at a glance: the nodes in the configuration, their GPUs and alerts."""
+
+    at: Timestamp
+    nodes: NodeCounts
+    gpus: GpuTotals
+    alerts: AlertCounts
+    by_datacenter: list[DatacenterSummary]
+    by_model: list[ModelSummary]
+
+
+class LedgerSums(Struct):
+    """GPU records: announced + unannounced + estimated = stored + dropped + missing."""
+
+    announced: Annotated[int, Meta(description="What the closing records announced")]
+    unannounced: Annotated[int, Meta(description="Dropped with the closing record that would have announced them")]
+    estimated: Annotated[
+        int,
+        Meta(description="For turns without a closing record that no drop explains: as many as the turn before had"),
+    ]
+    stored: int
+    dropped: Annotated[int, Meta(description="By the bridge, as dead letters, beyond retention")]
+    missing: Annotated[int, Meta(description="What nothing explains")]
+    dropped_by_reason: dict[str, int]
+    scrapes: Annotated[int, Meta(description="Closing records")]
+    missing_scrapes: Annotated[int, Meta(description="Gaps in `seq` that no drop explains")]
+    unaccounted_seconds: Annotated[
+        float, Meta(description="Between the boots of a bridge, in the hour in which the later one is first heard")
+    ]
+
+
+class LedgerEntry(LedgerSums):
+    """What became of one node's GPU records of one hour."""
+
+    node_id: str
+    hour: Annotated[Timestamp, Meta(description="When the hour begins, UTC")]
+
+
+class LedgerTotals(LedgerSums):
+    """What became of all GPU records of a range."""
+
+    nodes: int
+    first_hour: Annotated[Timestamp | None, Meta(description="null when the range has no records")]
+    last_hour: Timestamp | None
+
+
 class AlertDetail(Alert):
     """An alert with its transitions and actions, oldest first."""
 

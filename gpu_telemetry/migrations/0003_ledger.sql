@@ -155,6 +155,7 @@ LANGUAGE sql STABLE AS $$
                FROM gpu_metrics g
               WHERE g.placement_id = p.placement_id
                 AND g.collected_at >= of_hour AND g.collected_at < of_hour + interval '1 hour'
+             OFFSET 0  -- one probe a placement: merged into a join, the whole fleet's hour could be read for each node
          ) m
          WHERE p.node_id = of_node
          GROUP BY m.collected_at
@@ -174,9 +175,14 @@ LANGUAGE sql STABLE AS $$
                        WHERE c.collected_at > g.before_at AND c.collected_at < g.collected_at)
                    - (SELECT count(*)
                         FROM placements p
-                        JOIN gpu_metrics m USING (placement_id)
-                       WHERE g.before_at < of_hour AND p.node_id = of_node
-                         AND m.collected_at > g.before_at AND m.collected_at < of_hour
+                       CROSS JOIN LATERAL (
+                           SELECT m.collected_at
+                             FROM gpu_metrics m
+                            WHERE g.before_at < of_hour AND m.placement_id = p.placement_id
+                              AND m.collected_at > g.before_at AND m.collected_at < of_hour
+                           OFFSET 0
+                       ) m
+                       WHERE p.node_id = of_node
                          AND NOT EXISTS (SELECT FROM scrapes s
                                           WHERE s.node_id = of_node AND s.collected_at = m.collected_at))) AS lacking
           FROM gaps g

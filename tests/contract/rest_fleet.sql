@@ -92,3 +92,13 @@ INSERT INTO alert_actions (alert_id, action_type, transition, key, status, actio
     (41, 'notify', 'firing', 'k1', 'succeeded', '{"receiver": "log"}', 1, '2026-01-31 11:58:00', '2026-01-31 11:58:01',
      '2026-01-31 11:58:02', NULL),
     (41, 'migrate_workload', 'raised', 'k2', 'skipped', '{}', 0, '2026-01-31 11:58:30', NULL, NULL, 'dry_run');
+
+-- node-1 closed each of its turns but that of 2026-01-30 06:00; the one after it tells of a scrape that was dropped.
+INSERT INTO scrapes (node_id, bridge_id, boot_id, seq, collected_at, up, gpu_records, gpu_uuids, interval_ms, drops)
+SELECT 'node-1', 'bridge', 'boot', 1 + extract(epoch FROM at - '2026-01-29 00:00:00.125')::integer / 21600
+           + CASE WHEN at > '2026-01-30 06:01' THEN 1 ELSE 0 END, at, true, 2,
+       '{}', 30000, CASE WHEN at > '2026-01-30 06:01' THEN '{"queue_full": {"scrapes": 1, "gpu_records": 2}}'::jsonb END
+FROM generate_series('2026-01-29 00:00:00.125'::timestamptz, '2026-01-31 11:59:59', '6 hours') at
+WHERE at <> '2026-01-30 06:00:00.125';
+INSERT INTO stream_drops (node_id, hour, reason, gpu_records, scrapes) VALUES
+    ('node-1', '2026-01-31 06:00', 'invalid', 3, 0);

@@ -288,13 +288,31 @@ PATHS = [
     "/api/v1/alerts",
     "/api/v1/alerts/active",
     "/api/v1/alerts/41",
+    "/api/v1/gpus",
+    "/api/v1/gpus/GPU-0000",
+    "/api/v1/fleet/summary",
+    "/api/v1/ledger",
+    "/api/v1/ledger/totals",
 ]
-NAMES = ["limit", "cursor", "status", "severity", "node", "datacenter", "since", "type", "removed", "other"]
+NAMES = [
+    "limit",
+    "cursor",
+    "status",
+    "severity",
+    "node",
+    "datacenter",
+    "since",
+    "type",
+    "removed",
+    "until",
+    "model",
+    "other",
+]
 PLAUSIBLE = ["1", "10000", "active", "healthy", "true", "node-1", "9999-12-31T23:59:59.999999-14:00",
              "0001-01-01T00:00:00+14:00", "2026-01-31T12:00:00Z", "null", "GPU-0001"]  # fmt: skip
 KEYS = st.builds(
     lambda tag, members: encode_raw({"type": tag} | members),
-    st.sampled_from(["nodes", "node_metrics", "latest", "alerts"]),
+    st.sampled_from(["nodes", "node_metrics", "latest", "alerts", "gpus", "ledger"]),
     st.fixed_dictionaries(
         {},
         optional={

@@ -57,6 +57,11 @@ def test_every_route_of_the_api_stands_in_the_document(client, document):
         ("/api/v1/alerts", "/api/v1/alerts"),
         ("/api/v1/alerts/active", "/api/v1/alerts/active"),
         ("/api/v1/alerts/{alert_id}", "/api/v1/alerts/41"),
+        ("/api/v1/gpus", "/api/v1/gpus"),
+        ("/api/v1/gpus/{gpu_uuid}", "/api/v1/gpus/GPU-0003"),
+        ("/api/v1/fleet/summary", "/api/v1/fleet/summary"),
+        ("/api/v1/ledger", "/api/v1/ledger?since=2026-01-29T00:00:00Z"),
+        ("/api/v1/ledger/totals", "/api/v1/ledger/totals"),
         ("/healthz", "/healthz"),
         ("/readyz", "/readyz"),
     ],
@@ -114,12 +119,14 @@ def test_every_parameter_that_the_document_names_is_taken(client, document):
         "datacenter": "x",
         "type": "x",
         "severity": "info",
+        "model": "x",
+        "until": "2026-01-31T12:00:00Z",
     }
     for path, methods in document["paths"].items():
         for parameter in methods.get("get", {}).get("parameters", []):
             if parameter["in"] != "query" or parameter["name"] == "cursor":
                 continue
             text = value[parameter["name"]] or parameter["schema"]["enum"][0]
-            call = path.format(node_id="node-1", alert_id="41")
+            call = path.format(node_id="node-1", alert_id="41", gpu_uuid="GPU-0000")
             response = client.get(call, query_string={parameter["name"]: text})
             assert response.status_code == 200, (path, parameter["name"], response.text)

@@ -18,6 +18,10 @@ LISTS = [
     "/api/v1/alerts",
     "/api/v1/alerts?status=resolved&severity=warning",
     "/api/v1/alerts/active",
+    "/api/v1/gpus",
+    "/api/v1/gpus?datacenter=us-west-1",
+    "/api/v1/ledger?since=2026-01-31T09:00:00Z",
+    "/api/v1/ledger?since=2026-01-29T00:00:00Z&node=node-1",
 ]
 
 

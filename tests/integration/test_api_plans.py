@@ -1,5 +1,7 @@
 """How PostgreSQL carries out the API's queries: what a question reads does not grow with the history behind it."""
 
+from datetime import UTC, datetime
+
 import psycopg
 import pytest
 from pydantic import SecretStr
@@ -25,10 +27,11 @@ def history(postgres_url):
     ) as connection:
         connection.execute(
             f"""
-            SELECT ensure_partition('gpu_metrics', day::date)
-            FROM generate_series('2026-01-28'::date, '2026-02-02', '1 day') day;
+            SELECT ensure_partition(parent, day::date)
+            FROM unnest(ARRAY['gpu_metrics', 'scrapes']) parent,
+                 generate_series('2026-01-28'::date, '2026-02-02', '1 day') day;
             INSERT INTO nodes (node_id, datacenter, status, first_seen, last_heard, interval_ms)
-            SELECT 'node-' || n, 'dc-' || n % 2, 'healthy', '2026-01-28', '2026-01-31', 30000
+            SELECT 'node-' || n, 'dc-' || n % 2, 'healthy', '2026-01-28', '2026-01-31 23:59', 30000
             FROM generate_series(0, {NODES - 1}) n;
             INSERT INTO gpus (gpu_uuid, first_seen)
             SELECT 'GPU-' || md5(n::text), '2026-01-28' FROM generate_series(0, {GPUS - 1}) n;
@@ -47,15 +50,23 @@ def history(postgres_url):
                 " interval '36 minutes') at",
                 {"day": f"2026-01-{28 + day}"},
             )
+            connection.execute(
+                "INSERT INTO scrapes (node_id, bridge_id, boot_id, seq, collected_at, up, gpu_records, gpu_uuids,"
+                " interval_ms) SELECT node_id, 'bridge', 'boot', 1 + extract(epoch FROM at - '2026-01-28') / 2160, at,"
+                " true, 8, '{}', 2160000 FROM nodes,"
+                " generate_series(%(day)s::timestamptz, %(day)s::timestamptz + interval '23 hours 59 minutes',"
+                " interval '36 minutes') at",
+                {"day": f"2026-01-{28 + day}"},
+            )
         yield connection
 
 
-def rows_read(connection, query, parameters):
-    """How many rows of gpu_metrics were looked at, those that a filter threw away included."""
+def rows_read(connection, query, parameters, table="gpu_metrics"):
+    """How many rows of a partitioned table were looked at, those that a filter threw away included."""
     explained = connection.execute(b"EXPLAIN (ANALYZE, FORMAT JSON) " + query, parameters).fetchone()[0]
 
     def scans(node):
-        if str(node.get("Relation Name", "")).startswith("gpu_metrics"):
+        if str(node.get("Relation Name", "")).startswith(table):
             yield node
         for part in node.get("Plans", []):
             yield from scans(part)
@@ -88,3 +99,46 @@ def test_a_nodes_newest_metrics_read_no_more_than_the_limit_for_each_of_its_gpus
 def test_a_page_deep_in_a_nodes_history_reads_no_more_than_the_first(history):
     deep = NODE_METRICS | {"after_time": "2026-01-29T12:00:00Z", "after_placement": 60}
     assert 0 < rows_read(history, queries.NODE_METRICS, deep) <= 8 * (NODE_METRICS["limit"] + 1)
+
+
+LEDGER = {
+    "node": None,
+    "since": datetime(2026, 1, 30, 9, tzinfo=UTC),
+    "until": None,
+    "now": datetime(2026, 1, 30, 9, 59, tzinfo=UTC),
+    "after_hour": None,
+    "after_node": None,
+    "limit": 101,
+}
+
+
+@pytest.mark.parametrize(("filters", "nodes"), [({}, NODES), ({"node": "node-7"}, 1), ({"limit": 11}, 11)])
+def test_the_ledger_of_an_hour_reads_the_rows_of_that_hour_and_of_its_page_alone(history, filters, nodes):
+    lines = queries.fetch(history, queries.LEDGER, LEDGER | filters)
+    assert [(line["announced"], line["stored"], line["missing"]) for line in lines] == [(16, 16, 0)] * nodes
+    assert rows_read(history, queries.LEDGER, LEDGER | filters) == 16 * nodes
+    # An hour's two closing records of each node, and the one before them.
+    assert rows_read(history, queries.LEDGER, LEDGER | filters, "scrapes") == 3 * nodes
+
+
+def test_the_ledgers_totals_read_each_row_of_their_range_once(history):
+    parameters = {name: LEDGER[name] for name in ("node", "since", "until", "now")}
+    assert queries.fetch_one(history, queries.LEDGER_TOTALS, parameters)["stored"] == 16 * NODES
+    assert rows_read(history, queries.LEDGER_TOTALS, parameters) == 16 * NODES
+
+
+@pytest.mark.parametrize(("filters", "gpus"), [({}, GPUS), ({"node": "node-7"}, 8), ({"limit": 11}, 11)])
+def test_the_list_of_gpus_reads_one_row_for_each_that_it_gives(history, filters, gpus):
+    parameters = {"node": None, "model": None, "datacenter": None, "removed": False, "after_gpu": None, "limit": 1001}
+    assert len(queries.fetch(history, queries.ALL_GPUS, parameters | filters)) == gpus
+    assert rows_read(history, queries.ALL_GPUS, parameters | filters) == gpus
+
+
+def test_the_errors_of_a_gpu_read_its_own_rows_of_the_last_day(history):
+    gpu = history.execute("SELECT gpu_uuid FROM placements LIMIT 1").fetchone()[0]
+    parameters = {"gpu": gpu, "since": None, "now": datetime(2026, 1, 31, tzinfo=UTC), "limit": 100}
+    assert rows_read(history, queries.GPU_ERRORS, parameters) == 80
+
+
+def test_the_fleet_at_a_glance_reads_one_row_for_every_gpu(history):
+    assert rows_read(history, queries.FLEET_GPUS, {"now": datetime(2026, 1, 31, tzinfo=UTC)}) == GPUS

@@ -37,9 +37,7 @@ class Book:
         self.connection = connection
         self.drops = {}
 
-    def turn(  # noqa: PLR0913 - what a turn can be, each by its name
-        self, number, *, boot="boot-1", seq=None, at=None, stored=GPUS, announced=GPUS, closing=True
-    ):
+    def turn(self, number, *, boot="boot-1", seq=None, at=None, stored=GPUS, announced=GPUS, closing=True):
         """Store a turn: its rows, and its closing record unless that was lost. Turns are 30 s apart."""
         at = HOUR + number * timedelta(seconds=30) if at is None else at
         self.connection.execute(
