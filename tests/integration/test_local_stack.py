@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 pytestmark = pytest.mark.integration
@@ -26,14 +27,18 @@ def gpu_telemetry(*arguments):
 class Up:
     """A running `up`, its output in a file; every process that it started carries a mark in its environment."""
 
-    def __init__(self, directory, offset, log, *flags):
+    def __init__(self, directory, offset, log, *flags, environment=None):
         self.directory, self.offset, self.log = directory, offset, log
         self.mark = f"GPU_TELEMETRY_TEST_RUN={uuid.uuid4()}"
         name, _, value = self.mark.partition("=")
         command = gpu_telemetry("up", "--data", directory, "--port-offset", offset, "--interval", 2, *flags)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {name: value}, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | (environment or {}) | {name: value},
+                start_new_session=True,
             )
 
     def output(self):
@@ -68,11 +73,13 @@ class Up:
 
 @pytest.fixture(scope="module")
 def start(free_port_offset, wait_for):
-    """`start(home)`: a stack that is up, its data in the directory `home`."""
+    """`start(home, *flags)`: a stack that is up, its data in the directory `home`."""
     running = []
 
-    def _start(home, offset=None):
-        made = Up(home / "data", offset or free_port_offset(), home / f"up-{len(running)}.log", "--no-prometheus")
+    def _start(home, *flags, offset=None, environment=None):
+        log = home / f"up-{len(running)}.log"
+        flags = ("--no-prometheus", *flags)
+        made = Up(home / "data", offset or free_port_offset(), log, *flags, environment=environment)
         running.append(made)
         wait_for(made.is_up, _START_SECONDS, made.output)
         return made
@@ -125,6 +132,32 @@ class TestARunningStack:
         assert len(texts) > 8
         assert not [text for text in texts if password in text]
 
+    def test_is_scraped_by_another_one_beside_it_that_uses_servers_that_are_there(
+        self, stack, start, tmp_path, kafka_bootstrap, postgres_url, topic_names, wait_for
+    ):
+        emulator = httpx.URL(stack.state()["urls"]["emulator"])
+        target = {
+            "targets": [f"{emulator.host}:{emulator.port}"],
+            "labels": {"__metrics_path__": "/nodes/node-2/metrics", "node_id": "borrowed"},
+        }
+        targets = tmp_path / "targets.json"
+        targets.write_text(json.dumps([target]))
+        environment = {"KAFKA_TOPIC": topic_names.topic, "KAFKA_DLQ_TOPIC": topic_names.dlq_topic}
+        flags = ("--targets", targets, "--kafka", kafka_bootstrap, "--database", postgres_url)
+        other = start(tmp_path, *flags, environment=environment)
+        assert [part["name"] for part in other.state()["parts"]] == ["Alert engine", "Exporter bridge", "API"]
+        api = other.state()["urls"]["api"]
+
+        def heard():
+            latest = httpx.get(f"{api}/api/v1/metrics/latest").raise_for_status().json()
+            return [row["node_id"] for row in latest] == ["borrowed"] * 8
+
+        wait_for(heard, 60, lambda: f"the borrowed node is stored; the output was:\n{other.output()}")
+        other.process.send_signal(signal.SIGTERM)
+        assert other.process.wait(timeout=_STOP_SECONDS) == 0
+        with psycopg.connect(postgres_url) as connection:
+            assert connection.execute("SELECT count(*) >= 8 FROM gpu_metrics").fetchone() == (True,)
+
 
 def test_ctrl_c_ends_everything_in_time_and_leaves_nothing_behind(start, tmp_path, wait_for):
     stack = start(tmp_path)
@@ -166,7 +199,7 @@ def test_whatever_is_killed_comes_back_and_a_kill_of_the_whole_leaves_nothing_be
     stack.process.wait()
     wait_for(lambda: not stack.left(), 12, lambda: f"processes are left: {stack.left()}")
     # And the next run finds its data and its ports.
-    again = start(tmp_path, stack.offset)
+    again = start(tmp_path, offset=stack.offset)
     assert len(httpx.get(f"{api}/api/v1/metrics/latest").json()) == 16
     os.kill(again.process.pid, signal.SIGTERM)
     assert again.process.wait(timeout=_STOP_SECONDS) == 0
