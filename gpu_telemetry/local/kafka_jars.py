@@ -1,24 +1,24 @@
-"""The jars of Apache Kafka: resolved and downloaded once, checked against pinned hashes, kept in the user's cache."""
+"""The jars of Apache Kafka: downloaded once, checked against pinned hashes, kept in the user's cache.
+
+The list beside this file names every jar, so nothing is resolved here: what the newest of something is has no say.
+"""
 
 import csv
 import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from gpu_telemetry.local.process import StartFailed
 
 KAFKA_VERSION: Final = "4.3.1"
-# kafka-clients stands here by name because the resolver otherwise settles on the older one of a transitive dependency.
-_COORDINATES: Final = (
-    f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
-    f"org.apache.kafka:kafka-clients:{KAFKA_VERSION}",
-    f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}",
-    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
-)
 _PINNED: Final = Path(__file__).with_suffix(".csv")
+_DOWNLOADS_AT_ONCE: Final = 4
+_TIMEOUT_SECONDS: Final = 60
 
 
 def default_cache() -> Path:
@@ -50,7 +50,7 @@ def jars(cache: Path | None = None) -> list[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.is_dir():  # unless another process was faster
                 _download(cache, folder, pinned)
-    return [folder / name for name in pinned]
+    return [folder / _file_name(coordinate) for coordinate in pinned]
 
 
 def _folder(cache: Path) -> Path:
@@ -58,42 +58,54 @@ def _folder(cache: Path) -> Path:
 
 
 def _pinned() -> dict[str, str]:
+    """The SHA-256 of each jar by its coordinate `group:artifact:version`."""
     with _PINNED.open(newline="") as file:
-        return {row["jar"]: row["sha256"] for row in csv.DictReader(file)}
+        return {row["coordinate"]: row["sha256"] for row in csv.DictReader(file)}
+
+
+def _file_name(coordinate: str) -> str:
+    _, artifact, version = coordinate.split(":")
+    return f"{artifact}-{version}.jar"
 
 
 def _download(cache: Path, folder: Path, pinned: dict[str, str]) -> None:
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, workspace = folder.with_suffix(".partial"), cache / "downloads"
+    for leftover in (partial, workspace):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
-    resolved = {jar.name: jar for jar in _resolve(cache / "jgo")}
-    for name, expected in pinned.items():
-        if name not in resolved:
-            raise StartFailed(f"Kafka's jar {name} could not be had; --kafka HOST:PORT does without the local Kafka")
-        found = hashlib.sha256(resolved[name].read_bytes()).hexdigest()
-        if found != expected:
-            raise StartFailed(
-                f"Kafka's jar {name} is not the pinned one: expected SHA-256 {expected}, got {found} "
-                f"({resolved[name]}); --kafka HOST:PORT does without the local Kafka"
-            )
-        shutil.copyfile(resolved[name], partial / name)
+    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+        for coordinate, jar in zip(pinned, pool.map(_downloader(workspace), pinned), strict=True):
+            found = hashlib.sha256(jar.read_bytes()).hexdigest()
+            if found != pinned[coordinate]:
+                raise StartFailed(
+                    f"Kafka's jar {coordinate} is not the pinned one: expected SHA-256 {pinned[coordinate]}, "
+                    f"got {found}; --kafka HOST:PORT does without the local Kafka"
+                )
+            jar.rename(partial / _file_name(coordinate))
     partial.rename(folder)
-    shutil.rmtree(cache / "jgo", ignore_errors=True)
+    shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _resolve(workspace: Path) -> list[Path]:
+def _downloader(workspace: Path) -> Callable[[str], Path]:
+    """What downloads one jar by its coordinate into the workspace."""
     try:
-        import jgo  # noqa: PLC0415 - slow to import, and needed only for the first download
+        from jgo.maven import MavenContext  # noqa: PLC0415 - slow to import, and needed only for the first download
     except ImportError:
         raise StartFailed(
             "the package jgo, which downloads Kafka's jars, is not installed (requirements/local.txt has it); "
             "--kafka HOST:PORT does without it"
         ) from None
-    try:
-        return list(jgo.build("+".join(_COORDINATES), cache_dir=workspace).all_jars)
-    except Exception as error:
-        # Whatever the resolver's HTTP client raises: for us each means that the download did not succeed.
-        raise StartFailed(
-            f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {type(error).__name__}: {error}\n"
-            "--kafka HOST:PORT uses a broker that is already there and needs no download"
-        ) from error
+    context = MavenContext(repo_cache=workspace, timeout=_TIMEOUT_SECONDS)
+
+    def download(coordinate: str) -> Path:
+        group, artifact, version = coordinate.split(":")
+        try:
+            return Path(context.project(group, artifact).at_version(version).artifact().resolve())
+        except Exception as error:
+            # Whatever the HTTP client raises: for us each means that the download did not succeed.
+            raise StartFailed(
+                f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {coordinate}: {type(error).__name__}: {error}\n"
+                "--kafka HOST:PORT uses a broker that is already there and needs no download"
+            ) from error
+
+    return download
