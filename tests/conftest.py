@@ -140,19 +140,18 @@ def topic_names() -> TopicNames:
 
 @pytest.fixture
 def fuzz_rounds(record_property) -> Iterator[Callable[[], Iterator[random.Random]]]:
-    """`fuzz_rounds()`: sources of chance, one a round, until the time of this test is over.
+    """`fuzz_rounds(seconds)`: sources of chance, one a round, until the time of this test is over.
 
-    FUZZ_SECONDS is that time, 2 unless set. The rounds' seeds go up from FUZZ_SEED, else from 1; where only a time is
-    set, from one drawn anew. What a failed test prints last is the seed of its round.
+    FUZZ_SECONDS is that time; where it is not set, `seconds` is. The rounds' seeds go up from FUZZ_SEED, else from 1;
+    where only a time is set, from one drawn anew. What a failed test prints last is the seed of its round.
     """
-    seconds = float(os.environ.get("FUZZ_SECONDS", "2"))
     drawn = str(secrets.randbelow(10**9)) if "FUZZ_SECONDS" in os.environ else "1"
     first = int(os.environ.get("FUZZ_SEED", drawn))
     seed = first
 
-    def rounds():
+    def rounds(seconds=2.0):
         nonlocal seed
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", seconds))
         while True:
             yield random.Random(seed)
             if time.monotonic() >= deadline:
@@ -162,5 +161,5 @@ def fuzz_rounds(record_property) -> Iterator[Callable[[], Iterator[random.Random
     yield rounds
     record_property("fuzz_rounds", seed - first + 1)
     print(  # noqa: T201 - pytest shows it with a failure, or with -rP
-        f"{seed - first + 1} rounds in about {seconds:g} s, the last with FUZZ_SEED={seed}"
+        f"{seed - first + 1} rounds, the last with FUZZ_SEED={seed}"
     )
