@@ -101,6 +101,11 @@ class PostgresServer:
                 f"{self._data} was written by PostgreSQL {version}, this is PostgreSQL {MAJOR_VERSION}: "
                 "use another --data directory, or `make clean` to begin anew"
             )
+        if self._with_password and not self._password_file.exists():
+            raise StartFailed(
+                f"{self._password_file}, the password of the database in {self._data}, is gone: "
+                "put it back, or `make clean` to begin anew"
+            )
         settings = _SETTINGS | {"port": str(self.port)} | ({} if self._durable else _FAST_SETTINGS)
         options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
         self._process = ServerProcess(

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -142,12 +143,12 @@ class Supervisor:
             try:
                 if isinstance(part, Task):
                     self._report(Event(Level.PROGRESS, f"{part.name} ..."))
-                    part.run()
+                    _attempt(part.name, part.run)
                     continue
                 self._report(Event(Level.PROGRESS, f"Starting {part.name} ..."))
                 entry = kept[id(part)]
                 entry.state = "starting"
-                part.start()
+                _attempt(part.name, part.start)
             except StartFailed as failure:
                 self._failure = failure
                 return
@@ -181,7 +182,7 @@ class Supervisor:
         kept.part.stop(0.0)  # what it may have left in its process group
         kept.restarts += 1
         try:
-            kept.part.start()
+            _attempt(kept.part.name, kept.part.start)
         except StartFailed as failure:
             if not self._stopping.is_set():
                 kept.last_exit = str(failure).splitlines()[0]
@@ -195,3 +196,16 @@ class Supervisor:
         if not self._stopping.is_set():
             again = f"starting it again in {kept.delay_seconds:.1f} s; its log: {kept.part.log}"
             self._report(Event(Level.BAD, f"{what}; {again}"))
+
+
+def _attempt(name: str, act: Callable[[], None]) -> None:
+    """Start a part or run a task; whatever goes wrong is a start that failed, since a thread has nobody to raise to."""
+    try:
+        act()
+    except StartFailed:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise StartFailed(
+            f"{name} could not be started: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        ) from error

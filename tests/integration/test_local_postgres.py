@@ -95,6 +95,14 @@ def test_data_of_another_version_is_refused_with_a_word(server, tmp_path):
         server.start()
 
 
+def test_a_password_that_is_gone_is_missed_with_a_word(server, tmp_path):
+    server.start()
+    server.stop()
+    (tmp_path / "postgres" / "password").unlink()
+    with pytest.raises(StartFailed, match=r"the password of the database .* is gone: put it back"):
+        server.start()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become someone else")
 def test_as_root_it_runs_as_another_user_below_a_directory_that_only_root_can_read(server, tmp_path):
     tmp_path.chmod(0o700)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +162,14 @@ def test_a_part_that_does_not_come_up_ends_the_start_with_its_reason(part, super
     assert "disk is full" in str(supervisor.failure)
     assert not supervisor.is_up
     assert [state.state for state in supervisor.parts()] == ["up", "starting", "waiting"]
+
+
+def test_an_error_that_nobody_foresaw_ends_the_start_with_its_place(part, supervise, wait_for):
+    broken = part("broker")
+    broken.start = lambda: Path("/proc/no/such/directory").mkdir()
+    supervisor, _ = supervise(broken)
+    wait_for(lambda: supervisor.failure is not None, 20, "the failure is known")
+    assert "broker could not be started: FileNotFoundError: " in str(supervisor.failure)
 
 
 def test_a_stop_during_the_start_ends_what_is_starting(part, supervise, wait_for):
