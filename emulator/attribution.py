@@ -16,7 +16,8 @@ class Attribution(StrEnum):
     """What the exporter maps GPUs to.
 
     Where GPUs are shared (`time_slicing`, `vgpu`; the exporter's --kubernetes-virtual-gpus) each pod has a row of its
-    own with the same value, and a GPU without a pod has none at all.
+    own with the same value. Before 4.5.3-4.8.2 a GPU without a pod had none at all; since then utilisation and memory
+    in use come once for the GPU, then for each pod what it uses itself.
     """
 
     NONE = "none"
@@ -28,7 +29,12 @@ class Attribution(StrEnum):
     @property
     def kubernetes(self) -> bool:
         """Whether rows have the labels of pods."""
-        return self in {Attribution.PODS, Attribution.TIME_SLICING, Attribution.VGPU}
+        return self is Attribution.PODS or self.shared
+
+    @property
+    def shared(self) -> bool:
+        """Whether several pods may use one GPU."""
+        return self in {Attribution.TIME_SLICING, Attribution.VGPU}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +46,17 @@ class Tenant:
     hpc_job: str | None = None
 
 
-_NOBODY: Final = Tenant()
+NOBODY: Final = Tenant()
 
 
 def tenants(slot: Slot, attribution: Attribution) -> tuple[Tenant, ...]:
-    """Whom the rows of a GPU or of one MIG instance name: a row for each; none at all if that is what the page has."""
+    """Whom the rows of a GPU or of one MIG instance name: a row for each."""
     if slot.job is None:
-        return () if attribution in {Attribution.TIME_SLICING, Attribution.VGPU} else (_NOBODY,)
+        return (NOBODY,)
     workload = slot.job.workload
     match attribution:
         case Attribution.NONE:
-            return (_NOBODY,)
+            return (NOBODY,)
         case Attribution.PODS:
             return (Tenant(workload),)
         case Attribution.TIME_SLICING:
@@ -83,8 +89,14 @@ def _hpc_jobs(workload: Workload) -> list[str]:
     return [str(first + number) for number in range(source.randint(1, 2))]
 
 
+def shares(number: int) -> list[float]:
+    """How so many pods divide the use of a GPU."""
+    weights = range(number, 0, -1)
+    return [weight / sum(weights) for weight in weights]
+
+
 def passing_pod(scrape: int) -> Tenant:
     """Whom a GPU's rows name at one scrape where pods come and go: another pod each time, nobody every third time."""
     if scrape % 3 == 0:
-        return _NOBODY
+        return NOBODY
     return Tenant(Workload("batch", f"burst-{scrape}", "main", random_uuid(stream(0, scrape, "passing"))))

@@ -54,6 +54,8 @@ class Dialect:
     hostname_label: str = "Hostname"
     # Rows of NVLinks name their GPU; before, links were known by their NVSwitch.
     links_name_gpu: bool = False
+    # Where pods share a GPU, one without a pod keeps its rows, and use is told for the GPU and then for each pod.
+    use_by_pod: bool = False
     throttle_field: str = "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS"
     driver_version: str | None = "535.129.03"
     decimals: int = 6
@@ -89,7 +91,7 @@ _V4_4: Final = replace(
     throttle_field="DCGM_FI_DEV_CLOCKS_EVENT_REASONS",
     driver_version="580.95.05",
 )
-_V4_5: Final = replace(_V4_4, first_tag="4.5.3-4.8.2")
+_V4_5: Final = replace(_V4_4, first_tag="4.5.3-4.8.2", use_by_pod=True)
 _V4_6: Final = replace(_V4_5, first_tag="after 4.5.3-4.8.2", hostname_label="hostname")
 
 DIALECTS: Final[dict[str, Dialect]] = {

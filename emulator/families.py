@@ -31,6 +31,8 @@ def _profiling(name: str, text: str, *, real: bool = True) -> Family:
 
 THROTTLE_REASONS: Final = "THROTTLE_REASONS"
 XID_ERRORS: Final = "DCGM_FI_DEV_XID_ERRORS"
+# What the exporter also tells for each pod, where pods share a GPU.
+USED_BY_PODS: Final = frozenset(("DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED"))
 NVLINK_BANDWIDTH: Final = "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL"
 
 # In the order of `values`.

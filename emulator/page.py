@@ -5,13 +5,14 @@ into the templates, the blocks in an order drawn anew.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Final
 
 from emulator import entities, labels
-from emulator.attribution import Attribution, Tenant, passing_pod, tenants
+from emulator.attribution import NOBODY, Attribution, Tenant, passing_pod, shares, tenants
 from emulator.chance import stream
-from emulator.families import FAMILIES, NVLINK_BANDWIDTH, XID_COUNT, XID_ERRORS, Family, values
+from emulator.families import FAMILIES, NVLINK_BANDWIDTH, USED_BY_PODS, XID_COUNT, XID_ERRORS, Family, values
 from emulator.faults import FaultKind
 from emulator.gpu import Gpu, Slot
 from emulator.node import Node
@@ -60,7 +61,10 @@ class PageWriter:
         self._built_for = -1
         self._scrapes = 0
         self._rows: list[_Row] = []
-        self._templates: list[tuple[int, str]] = []
+        # The number of the family, whether pods have values of their own in it, and its template.
+        self._templates: list[tuple[int, bool, str]] = []
+        # Of the families that pods have values of their own in: each row, and its share of the GPU's value.
+        self._pod_rows: list[tuple[_Row, float]] = []
         self._link_template = ""
         self._linked: list[Gpu] = []
         # The blocks of the last collection, where later scrapes may find them again.
@@ -99,7 +103,10 @@ class PageWriter:
         if not self._rows:
             return blocks
         columns = list(zip(*(self._row_values(gpu, slot, now) for gpu, slot, _ in self._rows), strict=True))
-        blocks += [template % columns[number] for number, template in self._templates]
+        blocks += [
+            template % (self._used_by_pods(columns[number]) if by_pod else columns[number])
+            for number, by_pod, template in self._templates
+        ]
         if self._linked:
             blocks.append(self._link_template % self._link_values(now))
         if self._counts_xids:
@@ -119,6 +126,15 @@ class PageWriter:
                     for number, (family, value) in enumerate(zip(FAMILIES, row, strict=True))
                 )
         return row
+
+    def _used_by_pods(self, column: _Values) -> _Values:
+        """A column's values for the GPU and then each of its pods, given them for each row of the usual families."""
+        of_slot = {id(slot): value for (_, slot, _), value in zip(self._rows, column, strict=True)}
+        values: list[float | str] = []
+        for (_, slot, _), share in self._pod_rows:
+            value = of_slot[id(slot)]
+            values.append(value if isinstance(value, str) or share == 1 else int(value * share))
+        return tuple(values)
 
     def _link_values(self, now: float) -> tuple[int, ...]:
         return tuple(
@@ -146,10 +162,16 @@ class PageWriter:
         ]
         usual = [labels.gpu_row(exporter, *row) for row in self._rows]
         of_xids = [labels.gpu_row(exporter, *row, xid_row=True) for row in self._rows]
-        self._templates = [
-            (number, self._template(family, name, of_xids if family.name == XID_ERRORS else usual))
-            for number, family, name in self._columns
-        ]
+        self._pod_rows = list(_told_by_pod(self._rows))
+        of_pods = [labels.gpu_row(exporter, *row) for row, _ in self._pod_rows]
+        self._templates = []
+        for number, family, name in self._columns:
+            by_pod = exporter.attribution.shared and exporter.dialect.use_by_pod and family.name in USED_BY_PODS
+            if by_pod:
+                template = self._template(family, name, [row for row, _ in self._pod_rows], of_pods)
+            else:
+                template = self._template(family, name, self._rows, of_xids if family.name == XID_ERRORS else usual)
+            self._templates.append((number, by_pod, template))
         self._linked = [gpu for gpu in present if self._links_of(gpu)]
         links = [
             labels.link_row(exporter, gpu, link, self._links_of(gpu))
@@ -163,13 +185,16 @@ class PageWriter:
     def _tenants(self, gpu: Gpu, slot: Slot) -> tuple[Tenant, ...]:
         if FaultKind.LABEL_CHURN in gpu.faults:
             return (passing_pod(self._scrapes),)
-        return tenants(slot, self._exporter.attribution)
+        exporter = self._exporter
+        if slot.job is None and exporter.attribution.shared and not exporter.dialect.use_by_pod:
+            return ()
+        return tenants(slot, exporter.attribution)
 
-    def _template(self, family: Family, name: str, label_texts: list[str]) -> str:
+    def _template(self, family: Family, name: str, rows: list[_Row], label_texts: list[str]) -> str:
         decimals = self._exporter.dialect.decimals
         lines = [
             f"{name}{{{_literal(text)}}} {_placeholder(family, gpu, decimals)}\n"
-            for (gpu, _, _), text in zip(self._rows, label_texts, strict=True)
+            for (gpu, _, _), text in zip(rows, label_texts, strict=True)
         ]
         return _literal(_header(family, name)) + "".join(lines)
 
@@ -184,6 +209,14 @@ class PageWriter:
                 text = labels.xid_count_row(self._exporter, gpu, slot, tenant, None)
                 lines.append(f"{XID_COUNT.name}{{{text}}} 0\n")
         return "".join(lines)
+
+
+def _told_by_pod(rows: list[_Row]) -> Iterator[tuple[_Row, float]]:
+    """These rows, before those of each GPU or instance that has pods one that names nobody; with their shares."""
+    for (gpu, slot), group in groupby(rows, key=lambda row: (row[0], row[1])):
+        pods = [row for row in group if row[2] is not NOBODY]
+        yield (gpu, slot, NOBODY), 1.0
+        yield from zip(pods, shares(len(pods)), strict=True)
 
 
 def _header(family: Family, name: str) -> str:

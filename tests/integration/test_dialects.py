@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from emulator.attribution import tenants
+from emulator.families import USED_BY_PODS
 from gpu_telemetry.fields import FIELD_BY_DCGM_NAME
 from gpu_telemetry.records import Workload
 
@@ -33,7 +34,9 @@ CASES = {
     "Kubernetes": {"attribution": "pods"},
     "Kubernetes, old spelling": {"old_spelling": True, "dialect": "3.5"},
     "time-slicing": {"attribution": "time_slicing"},
+    "time-slicing before 4.5": {"attribution": "time_slicing", "dialect": "4.4"},
     "vGPU": {"attribution": "vgpu"},
+    "vGPU before 4.5": {"attribution": "vgpu", "dialect": "3.5"},
     "HPC jobs": {"attribution": "hpc_jobs"},
     "no workloads": {"attribution": "none", "dialect": "3.3"},
     "no hostname (-n)": {"hostname": "none"},
@@ -51,12 +54,13 @@ def lines_of(body: bytes):
 
 def slots(reader):
     """Every GPU or instance that the page should have rows of, by the record's identity."""
-    attribution = reader.node.exporter.attribution
+    exporter = reader.node.exporter
+    hides_idle = exporter.attribution.shared and not exporter.dialect.use_by_pod
     return {
         (gpu.uuid, str(slot.instance_id) if slot.profile else None): (gpu, slot)
         for gpu in reader.node.gpus
         for slot in gpu.slots
-        if tenants(slot, attribution)
+        if slot.job is not None or not hides_idle
     }
 
 
@@ -133,7 +137,9 @@ def test_temperature_power_energy_and_memory_are_the_gpus_own(read_node, options
 @by_name
 def test_every_value_is_the_one_that_prometheus_client_reads_and_none_is_rejected(read_node, options):
     reader = read_node(**options)
-    names = {new: old for old, new in (reader.node.exporter.dialect.names or {}).items()}
+    exporter = reader.node.exporter
+    tells_by_pod = exporter.attribution.shared and exporter.dialect.use_by_pod
+    names = {new: old for old, new in (exporter.dialect.names or {}).items()}
     for read in reader.scrapes():
         assert not read.scrape.rejected
         expected: dict = {}
@@ -156,8 +162,9 @@ def test_every_value_is_the_one_that_prometheus_client_reads_and_none_is_rejecte
                     continue
                 own = {label: labels[label] for label in ("window_size_in_ms", "xid") if label in labels}
                 key = uuid, labels.get("GPU_I_ID"), name, tuple(own.items())
-                # Rows of several workloads say the same of the GPU.
-                assert expected.setdefault(key, sample.value) == sample.value
+                # Rows of several workloads say the same of the GPU, but for those that tell what each uses itself.
+                first = expected.setdefault(key, sample.value)
+                assert sample.value == first or (tells_by_pod and name in USED_BY_PODS and "pod" in labels)
         assert read.scrape.not_recorded == {entity: count for entity, count in not_recorded.items() if count}
         assert found_in(read.records) == expected
         links = [
@@ -230,12 +237,22 @@ def test_a_shared_gpu_draws_its_power_once_however_many_pods_share_it(read_node)
     assert sum(record.power_watts for record in read.records.values()) == pytest.approx(watts)
 
 
-def test_a_shared_gpu_without_a_pod_has_no_rows_so_the_closing_record_does_not_name_it(read_node):
-    reader = read_node(attribution="vgpu")
+def test_before_4_5_a_shared_gpu_without_a_pod_has_no_rows_so_the_closing_record_does_not_name_it(read_node):
+    reader = read_node(attribution="vgpu", dialect="4.4")
     read = reader.scrape()
     idle = {gpu.uuid for gpu in reader.node.gpus if not gpu.jobs}
     assert idle
     assert idle.isdisjoint(read.closing.gpu_uuids)
+
+
+@pytest.mark.parametrize("mig_nodes", [0, 1])
+def test_what_a_pod_uses_itself_is_never_taken_for_what_the_gpu_uses(read_node, mig_nodes):
+    reader = read_node(attribution="time_slicing", mig_nodes=mig_nodes)
+    for read in reader.scrapes():
+        for key, (gpu, slot) in slots(reader).items():
+            record = read.records[key]
+            assert record.memory_used_mib + record.memory_free_mib == slot.memory_mib - slot.reserved_mib
+            assert record.gpu_utilization_percent == (None if mig_nodes else round(100 * gpu.load))
 
 
 def test_a_vgpu_shows_its_licence_among_the_other_fields(read_node):

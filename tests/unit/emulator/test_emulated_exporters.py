@@ -92,8 +92,10 @@ def test_without_attribution_no_row_names_anybody_even_where_empty_labels_are_us
             assert row.labels.keys().isdisjoint({"container", "namespace", "pod", "pod_uid", "hpc_job", "vgpu"})
 
 
-def test_time_slicing_has_a_row_for_each_pod_with_the_same_value_and_none_for_an_idle_gpu(new_fleet, rows_of):
-    fleet = new_fleet(attribution="time_slicing")
+def test_time_slicing_before_4_5_has_a_row_for_each_pod_with_the_same_value_and_none_for_an_idle_gpu(
+    new_fleet, rows_of
+):
+    fleet = new_fleet(attribution="time_slicing", dialect="4.4")
     found = rows_of(fleet.page("node-1"))
     assert {row.labels["gpu"] for row in found} == busy_gpus(fleet) < {str(gpu) for gpu in range(8)}
     for gpu in busy_gpus(fleet):
@@ -106,8 +108,24 @@ def test_time_slicing_has_a_row_for_each_pod_with_the_same_value_and_none_for_an
         assert "vgpu" not in of_gpu[0].labels
 
 
+def test_time_slicing_since_4_5_keeps_an_idle_gpu_and_tells_use_for_the_gpu_and_then_for_each_pod(new_fleet, rows_of):
+    fleet = new_fleet(attribution="time_slicing", dialect="4.5", mig_nodes=0)
+    found = rows_of(fleet.page("node-1"))
+    for gpu in range(8):
+        used = [row for row in found if row.name == "DCGM_FI_DEV_FB_USED" and row.labels["gpu"] == str(gpu)]
+        whole, *by_pod = used
+        assert "pod" not in whole.labels
+        if str(gpu) not in busy_gpus(fleet):
+            assert by_pod == []
+            assert len(temperatures(found, str(gpu))) == 1
+            continue
+        assert [row.labels["pod"] for row in by_pod] == [row.labels["pod"] for row in temperatures(found, str(gpu))]
+        assert len({row.value for row in by_pod}) == len(by_pod)
+        assert sum(int(row.value) for row in by_pod) == pytest.approx(int(whole.value), abs=len(by_pod))
+
+
 def test_vgpu_numbers_the_rows_of_each_gpu_and_shows_the_licence(rows):
-    found = rows(attribution="vgpu")
+    found = rows(attribution="vgpu", dialect="4.4")
     for gpu in {row.labels["gpu"] for row in found}:
         of_gpu = temperatures(found, gpu)
         assert [row.labels["vgpu"] for row in of_gpu] == [str(number) for number in range(len(of_gpu))]
