@@ -22,6 +22,7 @@ _BUSY_DEADLINE_SECONDS: Final = 60.0
 _STORY_DEADLINE_SECONDS: Final = 180.0
 _COOLING_LINE_EVERY_SECONDS: Final = 5.0
 _BUSY_PERCENT: Final = 50.0
+_LIMIT: Final = 10_000  # the API's most; a fleet that one machine emulates is smaller
 
 # What must have happened, in the order in which it is told.
 STEPS: Final = (
@@ -69,6 +70,7 @@ class Story:
         self._gpu: dict[str, Any] = {}
         self._peak = 0.0
         self._cooling_line = 0.0
+        self._since = rfc3339(datetime.now(UTC))
         self.finished = threading.Event()
 
     @property
@@ -95,11 +97,14 @@ class Story:
             self._client.close()
 
     def _fleet_reports(self) -> bool:
-        gpus = self._get(f"{self._api}/metrics/latest")
-        nodes = {gpu["node_id"] for gpu in gpus}
-        if NODE not in nodes:
+        """Whether every GPU that is emulated was stored since the story began, not only in an earlier run."""
+        nodes = self._get(f"{self._emulator}/control/state")["nodes"]
+        wanted = {gpu["gpu_uuid"] for node in nodes for gpu in node["gpus"]}
+        latest = self._get(f"{self._api}/metrics/latest?limit={_LIMIT}")
+        if not wanted <= {gpu["gpu_uuid"] for gpu in latest if gpu["collected_at"] >= self._since}:
             return False
-        self._happened("the fleet reports", Level.GOOD, f"{len(gpus)} GPUs of {len(nodes)} nodes report; all is quiet")
+        text = f"{len(wanted)} GPUs of {len(nodes)} nodes report; all is quiet"
+        self._happened("the fleet reports", Level.GOOD, text)
         return True
 
     def _overheats(self) -> bool:

@@ -37,6 +37,8 @@ class Services:
         self.celsius = [70.0]
         self.alerts = [None]
         self.busy = True
+        self.fresh = True
+        self.reporting = ["GPU-4", "GPU-5"]
 
     def answer(self, method, path, query, body):
         self.calls.append((method, path, query, body))
@@ -54,7 +56,11 @@ class Services:
             return {"nodes": [{"gpus": gpus}]}
         if path == "/api/v1/metrics/latest":
             now = self.celsius.pop(0) if len(self.celsius) > 1 else self.celsius[0]
-            return [{"node_id": "node-2", "gpu_uuid": "GPU-5", "gpu_index": 5, "temperature_celsius": now}]
+            when = rfc3339(datetime.now(UTC)) if self.fresh else "2026-01-31T12:00:00.000Z"
+            return [
+                {"node_id": "node-2", "gpu_uuid": uuid, "temperature_celsius": now, "collected_at": when}
+                for uuid in self.reporting
+            ]
         if path == "/api/v1/alerts":
             now = self.alerts.pop(0) if len(self.alerts) > 1 else self.alerts[0]
             self.alert = now
@@ -96,6 +102,7 @@ def services():
 def tell(services, monkeypatch):
     """Tell the story with short waits; gives it and its events."""
     monkeypatch.setattr(story_module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(story_module, "_FLEET_DEADLINE_SECONDS", 0.3)
     monkeypatch.setattr(story_module, "_BUSY_DEADLINE_SECONDS", 0.3)
     monkeypatch.setattr(story_module, "_STORY_DEADLINE_SECONDS", 1.0)
 
@@ -140,7 +147,7 @@ def test_the_story_is_told_in_order_from_what_the_services_say(services, tell):
     story, events = tell()
     assert story.missing == []
     assert [event.text for event in events] == [
-        "1 GPUs of 1 nodes report; all is quiet",
+        "2 GPUs of 1 nodes report; all is quiet",
         "Fault overheat put in: the cooling of node-2 GPU 5 fails. It runs ml/train-7 at 98 % and 70 °C",
         "Alert 3 [warning] on node-2 GPU 5: GPU temperature is 91.2°C",
         "Alert 3 [critical] on node-2 GPU 5: GPU temperature is 96.3°C",
@@ -176,6 +183,14 @@ def test_a_migration_that_failed_is_told_with_its_reason(services, tell):
     story, events = tell()
     assert "the workload migrated" in story.missing
     assert "Migration failed: no free GPU" in [event.text for event in events]
+
+
+@pytest.mark.parametrize("lack", [{"reporting": ["GPU-5"]}, {"fresh": False}], ids=["a GPU is missing", "all is old"])
+def test_no_fault_is_put_in_before_the_whole_fleet_has_reported_in_this_run(services, tell, lack):
+    vars(services).update(lack)
+    story, _ = tell()
+    assert story.missing == list(STEPS)
+    assert services.called("POST") == []
 
 
 def test_without_a_busy_gpu_no_fault_is_put_in(services, tell):
