@@ -49,6 +49,7 @@ class Lookout:
         self._clock = clock
         self._began_at = clock.monotonic()
         self._looked_at = float("-inf")
+        self._unseen: dict[str, str] = {}
         self._has_told_unseen = False
 
     def look(self, placed: Sequence[OwnedPartition], now: float) -> None:
@@ -110,9 +111,10 @@ class Lookout:
 
     def _tell_unseen(self, now: float) -> None:
         unseen = self._engine.unseen_fields()
-        self._metrics.unseen_fields.clear()
-        for rule, field in unseen.items():
-            self._metrics.unseen_fields.labels(rule, field).set(1)
+        if unseen != self._unseen:
+            for rule, field in (self._unseen | unseen).items():
+                self._metrics.unseen_fields.labels(rule, field).set(int(rule in unseen))
+            self._unseen = unseen
         if not self._has_told_unseen and now - self._began_at > _UNSEEN_AFTER_SECONDS:
             self._has_told_unseen = True
             for rule, field in unseen.items():

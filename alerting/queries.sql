@@ -52,7 +52,7 @@ UPDATE alert_commands AS c
 
 -- name: states_of_nodes
 -- What the engine kept of these nodes.
-SELECT n.node_id, s.state::text
+SELECT n.node_id, n.status, s.state::text
   FROM nodes AS n
   LEFT JOIN engine_state AS s ON s.scope = 'node' AND s.key = n.node_id
  WHERE n.node_id = ANY(%(nodes)s);

@@ -16,6 +16,10 @@ _log = logging.getLogger(__name__)
 
 APPLICATION: Final = "gpu-telemetry alert-engine"
 
+# A worker that stands still in the middle of a transaction would hold up the one that took over: it is disconnected.
+# One that waits for such a lock goes on polling Kafka between its attempts, so that the group keeps it.
+_LIMITS: Final = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '30s'"
+
 
 class Session:
     """One connection, opened when it is needed and given up after an error; and the last trouble, for /readyz."""
@@ -36,6 +40,7 @@ class Session:
         if self._connection is None or self._connection.closed:
             self._connection = database.connect(self._settings, APPLICATION, autocommit=True)
             set_json_dumps(msgspec.json.encode, self._connection)
+            self._connection.execute(_LIMITS)
         return self._connection
 
     def close(self) -> None:

@@ -38,9 +38,9 @@ def connection(postgres_url):
 def numbered(statement):
     """A statement with numbered parameters, as PREPARE takes it."""
     numbers = {}
-    for name in re.findall(r"%\((\w+)\)s", statement):
+    for name in re.findall(r"%\((\w+)\)[sb]", statement):
         numbers.setdefault(name, len(numbers) + 1)
-    return re.sub(r"%\((\w+)\)s", lambda match: f"${numbers[match[1]]}", statement)
+    return re.sub(r"%\((\w+)\)[sb]", lambda match: f"${numbers[match[1]]}", statement)
 
 
 def test_every_statement_is_one_that_the_schema_knows(connection):
