@@ -15,6 +15,7 @@ from gpu_telemetry.settings import SettingsError
 VERBS: Final[dict[str, str]] = {
     "up": "Run the whole stack on this machine.",
     "status": "Show what a running stack is doing.",
+    "doctor": "Check each part and say what to do.",
     "bridge": "Run the exporter bridge: scrape, publish to Kafka, re-expose to Prometheus.",
     "alert-engine": "Run the alert engine: store records, evaluate rules, carry out actions.",
     "api": "Run the REST API and the web page.",
@@ -24,6 +25,7 @@ VERBS: Final[dict[str, str]] = {
     "topics": "Create the Kafka topics.",
     "db": "Bring the database schema up to date.",
     "nodes": "Remove a node from the fleet by hand.",
+    "dlq": "Look at the dead letters, and put them back.",
 }
 
 
