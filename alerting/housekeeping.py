@@ -1,11 +1,11 @@
-"""Partitions made ahead and dropped by retention, by one worker at a time.
+"""Partitions made ahead and dropped by retention, by one worker at a time; and the ledger's last whole hour looked at.
 
 Dropping detaches first, concurrently: readers and writers of the table go on meanwhile. What a cut-short run leaves
 behind (half detached, or detached and not dropped) is finished by the next.
 """
 
 import logging
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import psycopg
@@ -74,10 +74,21 @@ class Housekeeping:
         for parent in PARTITIONED:
             for ahead in range(self._settings.partitions_ahead_days + 1):
                 self._ensure(connection, parent, today + timedelta(days=ahead))
+        until = datetime.combine(today + timedelta(days=self._settings.partitions_ahead_days + 1), time(), UTC)
+        self._metrics.partitions_until.set(until.timestamp())
         first = first_kept_day(self._clock, self._settings.retention_days)
         for parent in PARTITIONED:
             self._drop_before(connection, parent, first)
+        self._count_missing(connection)
         return True
+
+    def _count_missing(self, connection: Connection[Any]) -> None:
+        hour = self._clock.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+        row = connection.execute(SQL["ledger_missing"], {"hour": hour}).fetchone()
+        if row is not None:
+            self._metrics.ledger_missing.set(row[0])
+            if row[0]:
+                _log.error("%d GPU records from %s on are missing from the ledger of that hour", row[0], hour)
 
     @staticmethod
     def _ensure(connection: Connection[Any], parent: str, day: date) -> None:

@@ -18,7 +18,7 @@ from alerting.dead_letters import DeadLetterPublisher, NotDelivered
 from alerting.metrics import Metrics
 from alerting.retrying import delay_seconds, is_conflict, is_data_error, is_outage
 from alerting.session import Session
-from alerting.transaction import BatchTransaction, Fenced, Outcome
+from alerting.store import BatchTransaction, Fenced, Outcome
 from gpu_telemetry.clock import Clock
 
 _log = logging.getLogger(__name__)

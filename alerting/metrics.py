@@ -17,7 +17,7 @@ from prometheus_client import (
     make_wsgi_app,
 )
 
-from alerting.transaction import Outcome
+from alerting.store import Outcome
 
 _BATCH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _BATCH_RECORDS = (1, 10, 100, 500, 1000, 2500, 5000, 10_000, 20_000)
@@ -66,6 +66,12 @@ class Metrics:
             "1 for a rule whose field no record has held since the start: it cannot fire.",
             ("rule", "field"),
             registry=self.registry,
+        )
+        self.partitions_until = self._gauge(
+            "partitions_until_timestamp_seconds", "The end of the last day for which all tables have a partition."
+        )
+        self.ledger_missing = self._gauge(
+            "ledger_missing_gpu_records", "GPU records of the last whole hour that nothing explains, as last counted."
         )
         self.backlog = self._gauge("actions_waiting", "Actions that wait or are under way.", ("action",))
 

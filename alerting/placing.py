@@ -10,7 +10,7 @@ from alerting.consumer import RecordStream
 from alerting.partition import Gap, LogIdentity, OwnedPartition, Position, starting_point
 from alerting.partitioner import partition_of
 from alerting.queries import SQL
-from alerting.transaction import record_gap
+from alerting.store import record_gap
 
 _log = logging.getLogger(__name__)
 

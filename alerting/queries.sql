@@ -241,6 +241,13 @@ SELECT c.relname
   LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid
  WHERE c.relnamespace = 'parts'::regnamespace AND c.relkind = 'r' AND i.inhrelid IS NULL;
 
+-- name: ledger_missing
+-- GPU records of an hour that are neither stored nor dropped for a reason, of all nodes that were heard in it.
+SELECT coalesce(sum(e.missing), 0)::bigint
+  FROM nodes n
+ CROSS JOIN LATERAL ledger_entry(n.node_id, %(hour)s) e
+ WHERE n.first_seen < %(hour)s + interval '1 hour' AND n.last_heard >= %(hour)s;
+
 -- name: ensure_partition
 -- The partition of a day, made unless it stands.
 SELECT ensure_partition(%(parent)s, %(day)s);

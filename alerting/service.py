@@ -28,7 +28,7 @@ from alerting.rules import SHIPPED_RULES, load_rules
 from alerting.session import APPLICATION, Session
 from alerting.settings import AlertingSettings
 from alerting.silence_publisher import SilencePublisher
-from alerting.transaction import BatchTransaction
+from alerting.store import BatchTransaction
 from alerting.worker import Worker
 from gpu_telemetry import database
 from gpu_telemetry.clock import SystemClock

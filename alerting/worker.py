@@ -17,7 +17,7 @@ from alerting.queries import SQL
 from alerting.retrying import delay_seconds, is_conflict, is_outage
 from alerting.session import Session
 from alerting.settings import AlertingSettings
-from alerting.transaction import owner_of
+from alerting.store import owner_of
 from alerting.transitions import Transition
 from gpu_telemetry.clock import Clock
 
