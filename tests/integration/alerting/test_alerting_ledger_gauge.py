@@ -14,8 +14,8 @@ from gpu_telemetry.settings import DatabaseSettings
 
 # A node whose turn announced 8 GPU records, in a database that holds none of them.
 ANNOUNCED = """
-INSERT INTO nodes (node_id, status, first_seen, last_heard)
-VALUES ('node-1', 'healthy', '2026-03-31 10:15Z', '2026-03-31 10:15Z');
+INSERT INTO nodes (node_id, status, first_seen, last_heard, interval_ms)
+VALUES ('node-1', 'healthy', '2026-03-31 10:15Z', '2026-03-31 10:15Z', 30000);
 INSERT INTO scrapes (node_id, boot_id, seq, collected_at, bridge_id, up, gpu_records, gpu_uuids, interval_ms)
 VALUES ('node-1', 'boot', 1, '2026-03-31 10:15Z', 'bridge', true, 8, '{}', 30000);
 """
