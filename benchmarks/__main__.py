@@ -5,12 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks import end_to_end, engine, parse
+from benchmarks import engine, parse
 
 _STAGES = (
     ("page to records", parse.run),
     ("rules", engine.run),
-    ("page to row, Apache Kafka and PostgreSQL", end_to_end.run),
 )
 
 

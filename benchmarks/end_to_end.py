@@ -6,67 +6,83 @@ Pages are rendered ahead and served from memory, so the exporters' own cost stay
 
 import argparse
 import json
-import os
-import pickle
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.cpu import cpu_seconds, resident_bytes
-from benchmarks.pages import render_fleet
-from gpu_telemetry.local.kafka import KafkaServer
-from gpu_telemetry.local.postgres import PostgresServer
+from benchmarks.cpu import Machine, Stopwatch, family_bytes
+from benchmarks.stand import COMMAND, Stand, free_ports, running, wait_for
 
-_START_SECONDS = 120.0
+PARTS: Final = ("bridge", "broker", "worker", "postgres")
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for held in sockets:
-        held.bind(("127.0.0.1", 0))
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A fleet, how often it is scraped, and how long it is measured: whole rounds, so that each node counts alike."""
+
+    nodes: int
+    gpus: int = 8
+    interval_seconds: float = 1.0
+    warm_up_seconds: float = 10.0
+    seconds: float = 20.0
+
+    @property
+    def records(self) -> float:
+        """The GPU records that the time measured should bring."""
+        return self.nodes * self.gpus * self.seconds / self.interval_seconds
 
 
-@contextmanager
-def _process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[int]:
-    """A child that is ended, in an orderly way if it can be, when the block is left; gives its process id."""
-    with log.open("wb") as output:
-        child = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
-    try:
-        yield child.pid
-    finally:
-        child.terminate()
-        try:
-            child.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one load cost. CPU is in microseconds for each GPU record, by process; memory in bytes at the end."""
+
+    load: Load
+    records: float
+    cpu_us: Mapping[str, float]
+    resident_bytes: Mapping[str, int]
+    machine_busy: float
+    machine_stolen: float
+
+    @property
+    def total_us(self) -> float:
+        """CPU of all processes together, for each GPU record."""
+        return sum(self.cpu_us.values())
+
+    @property
+    def kept_up(self) -> bool:
+        """Whether the records of the time measured came in it."""
+        return self.records >= 0.95 * self.load.records
 
 
-def _wait(condition: Callable[[], bool], what: str, logs: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if condition():
-                return
-        except OSError:
-            pass  # not listening yet
-        time.sleep(0.2)
-    raise TimeoutError(f"{what} did not come within {_START_SECONDS:g} s; the logs are in {logs}")
+def write_targets(file: Path, nodes: int, port: int) -> None:
+    """A file_sd file that names every node of the exporters at `port`."""
+    file.write_text(
+        json.dumps(
+            [
+                {
+                    "targets": [f"127.0.0.1:{port}"],
+                    "labels": {
+                        "__metrics_path__": f"/nodes/{node}/metrics",
+                        "node_id": f"node-{node}",
+                        "instance": f"node-{node}:9400",
+                        "datacenter": "bench",
+                    },
+                }
+                for node in range(nodes)
+            ]
+        ),
+        encoding="utf-8",
+    )
 
 
-def _stored_gpu_records(port: int) -> float:
+def stored_gpu_records(port: int) -> float:
     """How many GPU records the alert engine says it has stored, on its own /metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         text = answer.read().decode()
@@ -78,98 +94,81 @@ def _stored_gpu_records(port: int) -> float:
     )
 
 
-def run(
-    nodes: int = 100, gpus: int = 8, interval_seconds: float = 1.0, warm_up_seconds: float = 10, seconds: float = 20
-) -> dict[str, float]:
-    """Run the whole path for a while and give CPU microseconds per GPU record of each part and of all together."""
+def measure(stand: Stand, load: Load) -> Cost:
+    """Run the whole path on the stand for a while."""
     with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-telemetry-bench-")))
-        home.chmod(0o755)
-        logs = home / "logs"
-        logs.mkdir()
-        page_port, bridge_port, alerting_port, pg_port, kafka_port, controller_port = _free_ports(6)
-
-        print(f"rendering pages of {nodes} nodes x {gpus} GPUs", file=sys.stderr)
-        pages = home / "pages.pickle"
-        pages.write_bytes(pickle.dumps(render_fleet(nodes, gpus, variants=2)))
-        targets = home / "targets.json"
-        targets.write_text(
-            json.dumps(
-                [
-                    {
-                        "targets": [f"127.0.0.1:{page_port}"],
-                        "labels": {
-                            "__metrics_path__": f"/nodes/{node}/metrics",
-                            "node_id": f"node-{node}",
-                            "instance": f"node-{node}:9400",
-                            "datacenter": "bench",
-                        },
-                    }
-                    for node in range(nodes)
-                ]
-            )
-        )
-
-        postgres = PostgresServer(home / "postgres", pg_port, log=logs / "postgres.log", password=False)
-        stack.callback(postgres.stop)
-        postgres.start()
-        kafka = KafkaServer(home / "kafka", kafka_port, controller_port, log=logs / "kafka.log")
-        stack.callback(kafka.stop)
-        kafka.start()
-        environment = {
-            "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
-            "DATABASE_URL": postgres.url,
+        print(f"  {load.nodes} nodes x {load.gpus} GPUs every {load.interval_seconds:g} s ...", file=sys.stderr)
+        page_port = stack.enter_context(stand.exporters(load.nodes, load.gpus))
+        environment = stack.enter_context(stand.fresh())
+        bridge_port, alerting_port = free_ports(2)
+        targets = stand.home / "targets.json"
+        write_targets(targets, load.nodes, page_port)
+        environment |= {
             "BRIDGE_LISTEN": f"127.0.0.1:{bridge_port}",
             "BRIDGE_TARGETS_FILE": str(targets),
-            "BRIDGE_INTERVAL_SECONDS": f"{interval_seconds:g}",
+            "BRIDGE_INTERVAL_SECONDS": f"{load.interval_seconds:g}",
             "ALERTING_LISTEN": f"127.0.0.1:{alerting_port}",
         }
-        command = str(Path(sys.executable).with_name("gpu-telemetry"))
-        for verb in (["db", "upgrade"], ["topics", "ensure"]):
-            subprocess.run([command, *verb], env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
-        stack.enter_context(
-            _process(
-                [sys.executable, "-m", "benchmarks.page_server", str(page_port), str(pages)],
-                {},
-                logs / "pages.log",
-            )
+        worker = stack.enter_context(running([COMMAND, "alert-engine"], environment, stand.logs / "alerting.log")
+        bridge = stack.enter_context(running([COMMAND, "bridge"], environment, stand.logs / "bridge.log")
+        parts = {"bridge": bridge, "worker": worker} | stand.servers
+
+        wait_for(lambda: stored_gpu_records(alerting_port) >= load.nodes * load.gpus, "the first records", stand.logs)
+        time.sleep(load.warm_up_seconds)
+        watch, machine = Stopwatch(parts), Machine.now()
+        records = stored_gpu_records(alerting_port)
+        time.sleep(load.seconds)
+        records = stored_gpu_records(alerting_port) - records
+        used = watch.read()
+        busy, stolen = Machine.now().since(machine)
+        cost = Cost(
+            load=load,
+            records=records,
+            cpu_us={name: used[name] / records * 1e6 for name in PARTS},
+            resident_bytes={name: family_bytes(parts[name]) for name in PARTS},
+            machine_busy=busy,
+            machine_stolen=stolen,
         )
-        worker = stack.enter_context(_process([command, "alert-engine"], environment, logs / "alerting.log"))
-        bridge = stack.enter_context(_process([command, "bridge"], environment, logs / "bridge.log"))
+        if not cost.kept_up:
+            print(f"  the machine did not keep up: {records:.0f} of {load.records:.0f} records", file=sys.stderr)
+        return cost
 
-        def stored() -> float:
-            return _stored_gpu_records(alerting_port)
 
-        _wait(lambda: stored() >= nodes * gpus, "the first records", logs)
-        print(f"warming up for {warm_up_seconds:g} s, measuring for {seconds:g} s", file=sys.stderr)
-        time.sleep(warm_up_seconds)
-
-        assert kafka.pid is not None
-        assert postgres.pid is not None
-        parts = {"bridge": bridge, "broker": kafka.pid, "worker": worker, "postgres": postgres.pid}
-
-        records, used = stored(), {name: cpu_seconds(pid) for name, pid in parts.items()}
-        time.sleep(seconds)
-        records = stored() - records
-        used = {name: cpu_seconds(pid) - used[name] for name, pid in parts.items()}
-        if records < 0.9 * nodes * gpus * seconds / interval_seconds:
-            print(f"the machine did not keep up: {records:.0f} records in {seconds:g} s", file=sys.stderr)
-
-        result = {f"{name}_cpu_us_per_record": spent / records * 1e6 for name, spent in used.items()}
-        result["end_to_end_cpu_us_per_record"] = sum(used.values()) / records * 1e6
-        result["end_to_end_records_per_second"] = records / seconds
-        result["bridge_resident_mib"] = resident_bytes(bridge) / 2**20
-        result["worker_resident_mib"] = resident_bytes(worker) / 2**20
-        return result
+def table(costs: Sequence[Cost]) -> list[str]:
+    """Costs side by side, as lines."""
+    lines = [
+        f"  {'nodes':>6} {'every':>6} {'records/s':>10} "
+        + "".join(f"{name:>10}" for name in PARTS)
+        + f"{'together':>10} {'machine busy':>14}   (CPU us a GPU record)"
+    ]
+    lines += [
+        f"  {cost.load.nodes:>6,} {cost.load.interval_seconds:>4g} s {cost.records / cost.load.seconds:>10,.0f} "
+        + "".join(f"{cost.cpu_us[name]:>10.1f}" for name in PARTS)
+        + f"{cost.total_us:>10.1f} {cost.machine_busy:>13.0%}"
+        + ("" if cost.kept_up else "   did not keep up")
+        for cost in costs
+    ]
+    lines.append(f"  {'nodes':>6} " + " " * 18 + "".join(f"{name:>10}" for name in PARTS) + f"{'':>24}    (MiB in RAM)")
+    lines += [
+        f"  {cost.load.nodes:>6,} "
+        + " " * 18
+        + "".join(f"{cost.resident_bytes[name] / 2**20:>10.1f}" for name in PARTS)
+        for cost in costs
+    ]
+    return lines
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", type=int, default=100)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[100])
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--interval", type=float, default=1.0)
     parser.add_argument("--warm-up", type=float, default=10)
     parser.add_argument("--seconds", type=float, default=20)
     given = parser.parse_args()
-    for key, value in run(given.nodes, given.gpus, given.interval, given.warm_up, given.seconds).items():
-        print(f"{key:36} {value:12.2f}")
+    with Stand() as here:
+        measured = [
+            measure(here, Load(nodes, given.gpus, given.interval, given.warm_up, given.seconds))
+            for nodes in given.nodes
+        ]
+    print("\n".join(table(measured)))

@@ -1,0 +1,153 @@
+"""The stand that everything is measured on: a real Apache Kafka and PostgreSQL, and pages served from memory.
+
+All that runs on it starts with a database and topics of its own, so that one run leaves nothing to the next.
+"""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import psycopg
+
+from benchmarks.pages import render_fleet
+from gpu_telemetry.local.kafka import KafkaServer
+from gpu_telemetry.local.postgres import PostgresServer
+
+COMMAND: Final = str(Path(sys.executable).with_name("gpu-telemetry"))
+_START_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 20.0
+_PAGE_VARIANTS: Final = 2
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that are free now; all are held until the last is found, so that they differ."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[int]:
+    """A child that is ended, in an orderly way if it can be, when the block is left; gives its process id.
+
+    What it prints is appended to `log`.
+    """
+    with log.open("ab") as output:
+        child = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
+    try:
+        yield child.pid
+    finally:
+        child.terminate()
+        try:
+            child.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def wait_for(condition: Callable[[], bool], what: str, logs: Path, seconds: float = _START_SECONDS) -> None:
+    """Wait until it is so; while something does not listen yet it is not.
+
+    Raises:
+        TimeoutError: it does not come to be; the text says where the logs are.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            if condition():
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"{what} did not come within {seconds:g} s; the logs are in {logs}")
+
+
+class Stand:
+    """Kafka and PostgreSQL on loopback while the block lasts, and exporters of a fleet when asked for.
+
+    PostgreSQL is as durable as a user's: each commit waits for the disk.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._runs = 0
+
+    def __enter__(self) -> Self:
+        home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-telemetry-bench-")))
+        home.chmod(0o755)
+        self.home = home
+        self.logs = home / "logs"
+        self.logs.mkdir()
+        pg_port, kafka_port, controller_port = free_ports(3)
+        try:
+            self.postgres = PostgresServer(home / "postgres", pg_port, log=self.logs / "postgres.log", password=False)
+            self._stack.callback(self.postgres.stop)
+            self.postgres.start()
+            self.kafka = KafkaServer(home / "kafka", kafka_port, controller_port, log=self.logs / "kafka.log")
+            self._stack.callback(self.kafka.stop)
+            self.kafka.start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def servers(self) -> dict[str, int]:
+        """The process ids of the broker and of PostgreSQL's postmaster."""
+        assert self.kafka.pid is not None
+        assert self.postgres.pid is not None
+        return {"broker": self.kafka.pid, "postgres": self.postgres.pid}
+
+    @contextmanager
+    def fresh(self) -> Iterator[dict[str, str]]:
+        """The environment of services that find an empty database and empty topics; the database is dropped after."""
+        self._runs += 1
+        database = f"bench_{self._runs}"
+        with psycopg.connect(self.postgres.database_url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {database}".encode())
+            environment = {
+                "KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap,
+                "KAFKA_TOPIC": f"bench-{self._runs}",
+                "KAFKA_DLQ_TOPIC": f"bench-{self._runs}.dlq",
+                "DATABASE_URL": self.postgres.database_url(database),
+                "LOG_LEVEL": "INFO",
+            }
+            for verb in (["db", "upgrade"], ["topics", "ensure"]):
+                subprocess.run([COMMAND, *verb], env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
+            try:
+                yield environment
+            finally:
+                connection.execute(f"DROP DATABASE {database} WITH (FORCE)".encode())
+
+    @contextmanager
+    def exporters(self, nodes: int, gpus: int) -> Iterator[int]:
+        """A process that serves `/nodes/<number>/metrics`, pages rendered ahead; gives its port."""
+        (port,) = free_ports(1)
+        pages = self.home / "pages.pickle"
+        pages.write_bytes(pickle.dumps(render_fleet(nodes, gpus, _PAGE_VARIANTS)))
+        command = [sys.executable, "-m", "benchmarks.page_server", str(port), str(pages)]
+        with running(command, {}, self.logs / "pages.log"):
+            wait_for(lambda: _listens(port), "the exporters", self.logs)
+            yield port
+
+
+def _listens(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
