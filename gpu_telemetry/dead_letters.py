@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Self, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from gpu_telemetry.clock import from_milliseconds, rfc3339
+from gpu_telemetry.clock import from_milliseconds, rfc3339, to_milliseconds
 from gpu_telemetry.kafka import TopicError, client_configuration
 from gpu_telemetry.records import SilenceRecord, UndecodableRecord, decode
 from gpu_telemetry.settings import KafkaSettings
@@ -127,14 +127,19 @@ class DeadLetterTopic:
         for number, (low, high) in self.bounds().items():
             yield from self._read(number, low, high)
 
-    def newest_first(self, wanted: Callable[[StoredLetter], bool], limit: int) -> list[StoredLetter]:
-        """The newest letters that are wanted, newest first.
+    def newest_first(
+        self, wanted: Callable[[StoredLetter], bool], limit: int, *, since: datetime | None = None
+    ) -> list[StoredLetter]:
+        """The newest letters that are wanted, newest first; `since` spares reading what is older.
 
         Raises:
             TopicError, KafkaException: as `bounds`.
         """
         found: list[StoredLetter] = []
-        for number, (low, high) in self.bounds().items():
+        bounds = self.bounds()
+        if since is not None:
+            bounds = {number: (self._first_since(number, since, *ends), ends[1]) for number, ends in bounds.items()}
+        for number, (low, high) in bounds.items():
             count, end = 0, high
             while end > low and count < limit:
                 start = max(low, end - _STEP)
@@ -143,6 +148,13 @@ class DeadLetterTopic:
                 count += len(step)
                 end = start
         return sorted(found, key=lambda letter: (letter.at, letter.place), reverse=True)[:limit]
+
+    def _first_since(self, number: int, since: datetime, low: int, high: int) -> int:
+        asked = TopicPartition(self.name, number, to_milliseconds(since))
+        (found,) = self._consumer.offsets_for_times([asked], timeout=self._timeout_seconds)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return high if found.offset < 0 else max(low, found.offset)  # negative: none is so young
 
     def _read(self, number: int, start: int, end: int) -> Iterator[StoredLetter]:
         if start >= end:

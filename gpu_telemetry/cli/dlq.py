@@ -110,7 +110,7 @@ def list_(
         )
 
     with _told("list", kafka), _opened(kafka, timeout_seconds) as letters:
-        found = letters.newest_first(wanted, limit)
+        found = letters.newest_first(wanted, limit, since=since)
     for letter in found:
         about = _about(letter)
         if as_json:

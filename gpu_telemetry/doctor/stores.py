@@ -168,18 +168,6 @@ def _ledger(connection: Connection[Any], _clock: Clock) -> Finding:
     return ok("ledger", f"balances: {sum(line[1] for line in lines)} GPU records since the last full hour began")
 
 
-def _dead_letters(connection: Connection[Any], _clock: Clock) -> Finding:
-    reasons = connection.execute(
-        "SELECT reason, sum(gpu_records + scrapes) FROM stream_drops"
-        " WHERE hour >= date_trunc('hour', now() - interval '1 hour', 'UTC') AND reason <> 'beyond_retention'"
-        " GROUP BY reason ORDER BY 2 DESC, 1"
-    ).fetchall()
-    if reasons:
-        said = ", ".join(f"{count} {reason}" for reason, count in reasons)
-        return wrong("dead letters", f"in this and the last hour: {said}", "see `gpu-telemetry dlq list --since 2h`")
-    return ok("dead letters", "none in this and the last hour")
-
-
 def _actions(connection: Connection[Any], _clock: Clock) -> Finding:
     overdue, unknown = _row(
         connection,
@@ -207,7 +195,6 @@ _CHECKS: Final = (
     _Check("partitions", _partitions),
     _Check("records", _records),
     _Check("ledger", _ledger),
-    _Check("dead letters", _dead_letters),
     _Check("actions", _actions),
 )
 

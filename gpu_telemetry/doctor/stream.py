@@ -1,5 +1,6 @@
-"""The checks of Kafka: its reach, the topics, and how far behind the alert engine is."""
+"""The checks of Kafka: its reach, the topics, how far behind the alert engine is, and the dead letters."""
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
@@ -9,12 +10,16 @@ from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from gpu_telemetry import database
+from gpu_telemetry.clock import SystemClock
+from gpu_telemetry.dead_letters import DeadLetterTopic
 from gpu_telemetry.doctor.finding import Finding, ok, unchecked, wrong
 from gpu_telemetry.kafka import TopicError, client_configuration, verify_topics
 from gpu_telemetry.settings import DatabaseSettings, KafkaSettings
 
 # An alert engine that is well commits several times a second while there is anything to take in.
 _STUCK_AFTER: Final = timedelta(seconds=30)
+_RECENT: Final = timedelta(hours=2)
+_MOST_LETTERS: Final = 1000
 
 
 def kafka_findings(
@@ -35,18 +40,22 @@ def kafka_findings(
         )
         yield unchecked("topics", "kafka")
         yield unchecked("lag", "kafka")
+        yield unchecked("dead letters", "kafka")
         return
-    yield ok("kafka", f"{len(cluster.brokers)} broker{'s' if len(cluster.brokers) != 1 else ''} answer")
+    count = len(cluster.brokers)
+    yield ok("kafka", "1 broker answers" if count == 1 else f"{count} brokers answer")
     try:
         partitions = verify_topics(kafka, timeout_seconds=timeout_seconds)
     except TopicError as error:
         said, _, advice = str(error).partition(": ")
         yield wrong("topics", said, advice)
         yield unchecked("lag", "topics")
+        yield unchecked("dead letters", "topics")
         return
     except KafkaException as error:
         yield wrong("topics", f"cannot be looked at: {error.args[0].str()}", "look at the rights of this user in Kafka")
         yield unchecked("lag", "topics")
+        yield unchecked("dead letters", "topics")
         return
     yield ok("topics", f"{kafka.topic} with {partitions} partitions, and {kafka.dlq_topic}")
     try:
@@ -55,6 +64,10 @@ def kafka_findings(
         yield unchecked("lag", "database and schema")
     except KafkaException as error:
         yield wrong("lag", f"cannot be told: {error.args[0].str()}", "look at Kafka's log")
+    try:
+        yield _dead_letters(kafka, timeout_seconds)
+    except (TopicError, KafkaException) as error:
+        yield wrong("dead letters", f"cannot be read: {error}", "look at the rights of this user in Kafka")
 
 
 def _lag(
@@ -108,6 +121,21 @@ def _lag(
             "lag", f"{lag} records wait, over {most_lag}", "wait if it is catching up; else run more alert engines"
         )
     return ok("lag", f"{lag} records wait")
+
+
+def _dead_letters(kafka: KafkaSettings, timeout_seconds: float) -> Finding:
+    topic = DeadLetterTopic(kafka, timeout_seconds=timeout_seconds)
+    try:
+        since = SystemClock().now() - _RECENT
+        letters = topic.newest_first(lambda letter: letter.at >= since, _MOST_LETTERS, since=since)
+    finally:
+        topic.close()
+    if letters:
+        reasons = Counter(letter.reason for letter in letters).most_common()
+        more = "at least " if len(letters) == _MOST_LETTERS else ""
+        said = ", ".join(f"{count} {reason}" for reason, count in reasons)
+        return wrong("dead letters", f"{more}{said} in the last 2 hours", "see `gpu-telemetry dlq list --since 2h`")
+    return ok("dead letters", "none in the last 2 hours")
 
 
 def _offsets(

@@ -103,7 +103,7 @@ def test_a_database_in_which_all_is_well(database):
     assert [(finding.check, finding.state) for finding in findings] == [
         (check, "ok")
         for check in (
-            "database", "schema", "clock", "partitions", "records", "ledger", "dead letters", "actions",
+            "database", "schema", "clock", "partitions", "records", "ledger", "actions",
         )
     ], findings  # fmt: skip
 
@@ -163,8 +163,6 @@ AILMENTS = [
      "ledger", "2 of 6 GPU records are missing since the last full hour began, of node-2"),
     ("INSERT INTO stream_gaps (topic, partition, reason, from_offset, to_offset) VALUES ('t', 0, 'expired', 5, 17)",
      "ledger", "12 messages were gone before they could be read"),
-    ("INSERT INTO stream_drops VALUES ('node-1', date_trunc('hour', now(), 'UTC'), 'malformed', 4, 1)",
-     "dead letters", "5 malformed"),
     ("""WITH alert AS (
             INSERT INTO alerts (rule, alert_type, node_id, severity, message, status, triggered_at)
             VALUES ('r', 'r', 'node-1', 'info', 'm', 'active', now()) RETURNING id
@@ -195,7 +193,7 @@ def test_what_is_wrong_is_seen_by_its_check_alone_and_comes_with_advice(execute,
 def test_kafka_that_is_down_leaves_topics_and_lag_unchecked(database):
     down = KafkaSettings(bootstrap_servers="127.0.0.1:1")
     findings = list(kafka_findings(down, database, most_lag=10, timeout_seconds=1))
-    assert [finding.state for finding in findings] == ["wrong", "unchecked", "unchecked"]
+    assert [finding.state for finding in findings] == ["wrong", "unchecked", "unchecked", "unchecked"]
     assert "KAFKA_BOOTSTRAP_SERVERS" in findings[0].advice
 
 
@@ -267,6 +265,18 @@ def test_a_topic_made_anew_behind_the_databases_back_is_wrong(filled):
     finding = filled(records=1, taken_in=99)
     assert finding.state == "wrong"
     assert "is another one than it was" in finding.said
+
+
+def test_dead_letters_of_the_last_hours_are_wrong_and_older_ones_are_past(kafka, database):
+    ensure_topics(kafka)
+    assert kafka_states(kafka, database)["dead letters"].state == "ok"
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers}, logger=logging.getLogger("test"))
+    for age, reason in ((86400, b"old"), (60, b"malformed"), (30, b"nul"), (0, b"malformed")):
+        at = round((datetime.now(UTC).timestamp() - age) * 1000)
+        producer.produce(kafka.dlq_topic, b"x", headers=[("reason", reason)], timestamp=at)
+        assert producer.flush(20) == 0
+    finding = kafka_states(kafka, database)["dead letters"]
+    assert (finding.state, finding.said) == ("wrong", "2 malformed, 1 nul in the last 2 hours")
 
 
 @pytest.fixture
@@ -384,8 +394,8 @@ def test_the_command_ends_with_0_where_all_is_well(environment):
     assert [line.split(":")[0] for line in result.output.splitlines()] == [
         f"ok    {check}"
         for check in (
-            "database", "schema", "clock", "partitions", "records", "ledger", "dead letters", "actions", "kafka",
-            "topics", "lag", "bridge", "alert engine", "api", "disk",
+            "database", "schema", "clock", "partitions", "records", "ledger", "actions", "kafka", "topics", "lag",
+            "dead letters", "bridge", "alert engine", "api", "disk",
         )
     ]  # fmt: skip
 
