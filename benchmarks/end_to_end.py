@@ -109,8 +109,8 @@ def measure(stand: Stand, load: Load) -> Cost:
             "BRIDGE_INTERVAL_SECONDS": f"{load.interval_seconds:g}",
             "ALERTING_LISTEN": f"127.0.0.1:{alerting_port}",
         }
-        worker = stack.enter_context(running([COMMAND, "alert-engine"], environment, stand.logs / "alerting.log")
-        bridge = stack.enter_context(running([COMMAND, "bridge"], environment, stand.logs / "bridge.log")
+        worker = stack.enter_context(running([COMMAND, "alert-engine"], environment, stand.logs / "alerting.log"))
+        bridge = stack.enter_context(running([COMMAND, "bridge"], environment, stand.logs / "bridge.log"))
         parts = {"bridge": bridge, "worker": worker} | stand.servers
 
         wait_for(lambda: stored_gpu_records(alerting_port) >= load.nodes * load.gpus, "the first records", stand.logs)

@@ -131,8 +131,8 @@ def measure(stand: Stand, nodes: int = 20, gpus: int = 8, warm_up_seconds: float
         connection.execute(_CREATE)
         module = [sys.executable, "-m", "benchmarks.plain"]
         log = stand.logs / "plain.log"
-        scraping = stack.enter_context(running([*module, "scrape", str(port), str(nodes)], environment, log)
-        storing = stack.enter_context(running([*module, "store"], environment, log)
+        scraping = stack.enter_context(running([*module, "scrape", str(port), str(nodes)], environment, log))
+        storing = stack.enter_context(running([*module, "store"], environment, log))
         parts = {"scrape": scraping, "store": storing} | stand.servers
         watched = Consumer({"bootstrap.servers": environment["KAFKA_BOOTSTRAP_SERVERS"], "group.id": "watch"})
         stack.callback(watched.close)

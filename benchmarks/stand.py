@@ -26,6 +26,7 @@ COMMAND: Final = str(Path(sys.executable).with_name("gpu-telemetry"))
 _START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 20.0
 _PAGE_VARIANTS: Final = 2
+_LAST_LINES: Final = 15
 
 
 def free_ports(count: int) -> list[int]:
@@ -106,6 +107,9 @@ class Stand:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            for log in sorted(self.logs.iterdir()):
+                print(f"--- {log.name}", *_last_lines(log), sep="\n", file=sys.stderr)
         self._stack.close()
 
     @property
@@ -146,6 +150,11 @@ class Stand:
         with running(command, {}, self.logs / "pages.log"):
             wait_for(lambda: _listens(port), "the exporters", self.logs)
             yield port
+
+
+def _last_lines(log: Path) -> list[str]:
+    """How a log ends; the logs go with the stand."""
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
 
 
 def _listens(port: int) -> bool:
