@@ -1,0 +1,282 @@
+"""A dashboard: its rows of panels on the grid, the variables and links that all share, the alerts as annotations."""
+
+from typing import Any, Final
+
+from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.models.dashboard import (
+    Dashboard,
+    DashboardCursorSync,
+    DashboardLinkType,
+    GridPos,
+    VariableHide,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+
+from grafana.colours import BY_SEVERITY
+from grafana.panels import PanelBuilder
+from grafana.sources import POSTGRESQL, SqlQuery, sql
+
+TAG: Final = "gpu-telemetry"
+# The newest that Grafana 9 reads; what is newer in it, later releases migrate to.
+SCHEMA_VERSION: Final = 38
+_GRID_WIDTH: Final = 24
+_ALL: Final = ".*"
+
+FLEET: Final = "gpu-fleet"
+NODE: Final = "gpu-node"
+GPU: Final = "gpu-gpu"
+WORKLOADS: Final = "gpu-workloads"
+ALERTS: Final = "gpu-alerts"
+PIPELINE: Final = "gpu-pipeline"
+INVENTORY: Final = "gpu-inventory"
+
+# In the order of the links at the top of each dashboard.
+TITLES: Final = {
+    FLEET: "Fleet",
+    NODE: "Node",
+    GPU: "GPU",
+    WORKLOADS: "Workloads",
+    ALERTS: "Alerts and actions",
+    PIPELINE: "Pipeline",
+    INVENTORY: "Inventory",
+}
+
+# As SQL and PromQL conditions; an unset choice is the regular expression for all.
+IN_DATACENTER: Final = "coalesce(n.datacenter, '') ~ '^(${datacenter:regex})$'"
+IN_NODE: Final = "n.node_id ~ '^(${node:regex})$'"
+# Who used a GPU, of a row of gpu_metrics called m; null when nobody did.
+WORKLOAD_OF_ROW: Final = (
+    "(SELECT string_agg(coalesce(w ->> 'job', concat_ws('/', w ->> 'namespace', w ->> 'pod')), ', ')"
+    " FROM jsonb_array_elements(m.workloads) w)"
+)
+OF_MODEL: Final = "coalesce(g.model, '') ~ '^(${model:regex})$'"
+
+
+def variable(
+    name: str,
+    label: str,
+    text: str,
+    *,
+    multiple: bool = False,
+    whole: bool = True,
+    description: str = "",
+    hidden: bool = False,
+) -> dashboard.QueryVariable:
+    """A choice among what a SQL query finds; `whole` offers all of it, which is then the choice at first."""
+    query = sql(text).build().sql
+    built = (
+        dashboard.QueryVariable(name)
+        .label(label)
+        .description(description)
+        .datasource(POSTGRESQL)
+        .query(query)
+        .definition(query)
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.DISABLED)
+        .multi(multiple)
+        .include_all(whole)
+    )
+    if whole:
+        chosen: Any = ["$__all"] if multiple else "$__all"
+        shown: Any = ["All"] if multiple else "All"
+        built.all_value(_ALL).current(VariableOption(selected=True, text=shown, value=chosen))
+    if hidden:
+        built.hide(VariableHide.HIDE_VARIABLE)
+    return built
+
+
+def datacenters() -> dashboard.QueryVariable:
+    """The choice of datacenters."""
+    return variable(
+        "datacenter",
+        "Datacenter",
+        "SELECT DISTINCT datacenter FROM nodes WHERE removed_at IS NULL AND datacenter IS NOT NULL ORDER BY 1",
+        multiple=True,
+    )
+
+
+def models() -> dashboard.QueryVariable:
+    """The choice of models among the GPUs of these datacenters."""
+    return variable(
+        "model",
+        "Model",
+        f"""
+        SELECT DISTINCT g.model
+          FROM gpus g JOIN placements p USING (gpu_uuid) JOIN nodes n USING (node_id)
+         WHERE g.model IS NOT NULL AND n.removed_at IS NULL AND {IN_DATACENTER}
+         ORDER BY 1
+        """,
+        multiple=True,
+    )
+
+
+def nodes(*, whole: bool = False, multiple: bool = False) -> dashboard.QueryVariable:
+    """The choice of a node of these datacenters with these models; names with numbers in the order of the numbers."""
+    return variable(
+        "node",
+        "Node",
+        f"""
+        SELECT n.node_id
+          FROM nodes n
+         WHERE {IN_DATACENTER}
+           AND EXISTS (SELECT FROM placements p JOIN gpus g USING (gpu_uuid) WHERE p.node_id = n.node_id AND {OF_MODEL})
+         ORDER BY n.removed_at IS NOT NULL, regexp_replace(n.node_id, '\\d+', '', 'g'),
+                  nullif(regexp_replace(n.node_id, '\\D+', '', 'g'), '')::numeric NULLS FIRST, n.node_id
+        """,
+        whole=whole,
+        multiple=multiple,
+    )
+
+
+def link_to(uid: str, title: str, **variables: str) -> dict[str, str]:
+    """The title and address of a link that keeps the time range and the choice of datacenter and model."""
+    chosen = "".join(f"&var-{name}={value}" for name, value in variables.items())
+    kept = "&${datacenter:queryparam}&${model:queryparam}"
+    return {"title": title, "url": f"/d/{uid}?${{__url_time_range}}{kept}{chosen}"}
+
+
+def cell_link(uid: str, title: str, **columns: str) -> tuple[str, str]:
+    """A link from a table's cell, with variables from columns of its row."""
+    link = link_to(uid, title, **{name: f'${{__data.fields["{column}"]}}' for name, column in columns.items()})
+    return link["title"], link["url"]
+
+
+def series_link(uid: str, title: str, **labels: str) -> dashboard.DashboardLink:
+    """A link from a series or number, with variables from its labels."""
+    link = link_to(uid, title, **{name: f"${{__field.labels.{label}}}" for name, label in labels.items()})
+    return dashboard.DashboardLink(link["title"]).url(link["url"])
+
+
+def plain_link(uid: str, title: str, **variables: str) -> dashboard.DashboardLink:
+    """A link with variables of fixed values."""
+    link = link_to(uid, title, **variables)
+    return dashboard.DashboardLink(link["title"]).url(link["url"])
+
+
+def alert_annotations(condition: str) -> list[dashboard.AnnotationQuery]:
+    """Alerts of each severity as annotations, over the time in which they fired; `condition` is on `a` and `n`."""
+    return [
+        _annotation(
+            f"Alerts: {severity}",
+            colour,
+            f"""
+            SELECT a.triggered_at AS time,
+                   coalesce(a.resolved_at, now()) AS timeend,
+                   a.message || ' (' || a.node_id || coalesce(' GPU ' || a.gpu_index, '') || ')' AS text,
+                   a.alert_type || ',' || a.severity || ',' || a.status AS tags
+              FROM alerts a JOIN nodes n USING (node_id)
+             WHERE a.severity = '{severity}' AND a.triggered_at <= $__timeTo()
+               AND coalesce(a.resolved_at, now()) >= $__timeFrom() AND {condition}
+             ORDER BY a.triggered_at DESC
+             LIMIT 200
+            """,
+        )
+        for severity, colour in reversed(BY_SEVERITY.items())
+        if severity != "info"
+    ]
+
+
+def action_annotations(condition: str) -> dashboard.AnnotationQuery:
+    """Remediations that were carried out, as annotations; `condition` is on `a` and `n`."""
+    return _annotation(
+        "Actions",
+        "purple",
+        f"""
+        SELECT coalesce(c.finished_at, c.started_at, c.created_at) AS time,
+               c.action_type || ': ' || c.status || coalesce(', ' || c.reason, '') || ' (' || a.node_id
+                   || coalesce(' GPU ' || a.gpu_index, '') || ')' AS text,
+               c.action_type || ',' || c.status AS tags
+          FROM alert_actions c JOIN alerts a ON a.id = c.alert_id JOIN nodes n USING (node_id)
+         WHERE c.action_type NOT IN ('notify', 'annotate')
+           AND coalesce(c.finished_at, c.started_at, c.created_at) BETWEEN $__timeFrom() AND $__timeTo()
+           AND {condition}
+         ORDER BY 1 DESC
+         LIMIT 200
+        """,
+    )
+
+
+class _AnnotationQuery(dashboard.AnnotationQuery):
+    """The SDK's type of an annotation's target is for tags; datasources get the query itself there."""
+
+    def __init__(self, query: SqlQuery) -> None:
+        super().__init__()
+        self._internal.target = query
+
+
+def _annotation(name: str, colour: str, text: str) -> dashboard.AnnotationQuery:
+    query = sql(text).ref_id("Anno")
+    return _AnnotationQuery(query).name(name).datasource(POSTGRESQL).enable(True).icon_color(colour)
+
+
+class Board:
+    """A dashboard under construction: `row` begins a titled row, `put` lays panels side by side."""
+
+    def __init__(self, uid: str, description: str, *, since: str = "now-3h", refresh: str = "30s") -> None:
+        self.uid = uid
+        self._dashboard = (
+            dashboard.Dashboard(TITLES[uid])
+            .uid(uid)
+            .description(description)
+            .tags([TAG])
+            .timezone("browser")
+            .readonly()
+            .tooltip(DashboardCursorSync.CROSSHAIR)
+            .time(since, "now")
+            .refresh(refresh)
+        )
+        self._panels: list[Any] = []
+        self._y = 0
+        self._link_all()
+
+    def variables(self, *variables: dashboard.QueryVariable) -> None:
+        """Set what can be chosen at the top."""
+        self._dashboard.variables(list(variables))
+
+    def annotations(self, *annotations: dashboard.AnnotationQuery) -> None:
+        """Set what is marked on every graph."""
+        self._dashboard.annotations(list(annotations))
+
+    def row(self, title: str) -> None:
+        """Begin a row with a title."""
+        row = dashboard.Row(title).collapsed(False).grid_pos(GridPos(h=1, w=_GRID_WIDTH, x=0, y=self._y))
+        self._add(row)
+        self._y += 1
+
+    def put(self, height: int, *placed: tuple[PanelBuilder, int]) -> None:
+        """Lay panels of these widths side by side; the grid is 24 wide, and a unit of height is 30 pixels.
+
+        Raises:
+            ValueError: they are not as wide as the grid together.
+        """
+        if sum(width for _, width in placed) != _GRID_WIDTH:
+            raise ValueError(f"{self.uid}: expected panels {_GRID_WIDTH} wide together at y={self._y}")
+        x = 0
+        for panel, width in placed:
+            self._add(panel.grid_pos(GridPos(h=height, w=width, x=x, y=self._y)))  # type: ignore[attr-defined]
+            x += width
+        self._y += height
+
+    def build(self) -> Dashboard:
+        """The dashboard's model."""
+        built = self._dashboard.build()
+        built.schema_version = SCHEMA_VERSION
+        built.panels = [panel.build() for panel in self._panels]
+        return built
+
+    def _add(self, panel: Any) -> None:  # noqa: ANN401 - a row or a panel
+        self._panels.append(panel.id(len(self._panels) + 1))
+
+    def _link_all(self) -> None:
+        for uid, title in TITLES.items():
+            if uid != self.uid:
+                self._dashboard.link(
+                    dashboard.DashboardLink(title)
+                    .type(DashboardLinkType.LINK)
+                    .url(f"/d/{uid}")
+                    .icon("dashboard")
+                    .include_vars(True)
+                    .keep_time(True)
+                )

@@ -1,0 +1,42 @@
+"""Severities, states and outcomes as tables and timelines show them: the same words and colours everywhere."""
+
+from typing import Final
+
+from grafana.colours import CRITICAL, GOOD, INFO, NEUTRAL, WARNING
+from grafana.panels import Column, column, value_map
+
+SEVERITY_MAPPING: Final = value_map(
+    {"critical": ("critical", CRITICAL), "warning": ("warning", WARNING), "info": ("info", INFO)}
+)
+NODE_STATUS_MAPPING: Final = value_map(
+    {
+        "healthy": ("healthy", GOOD),
+        "warning": ("warning", WARNING),
+        "critical": ("critical", CRITICAL),
+        "down": ("down", CRITICAL),
+        "unknown": ("unknown", NEUTRAL),
+        "removed": ("removed", NEUTRAL),
+    }
+)
+OUTCOME_MAPPING: Final = value_map(
+    {
+        "succeeded": ("succeeded", GOOD),
+        "failed": ("failed", CRITICAL),
+        "unknown": ("unknown", WARNING),
+        "skipped": ("skipped", NEUTRAL),
+        "pending": ("pending", INFO),
+        "running": ("running", INFO),
+    }
+)
+# Critical first.
+RANK: Final = "CASE a.severity WHEN 'critical' THEN 0 WHEN 'warning' THEN 1 ELSE 2 END"
+
+
+def severity_column(width: int = 90) -> Column:
+    """The column `Severity` in its colours."""
+    return column("Severity", width=width, mappings=SEVERITY_MAPPING)
+
+
+def time_column(name: str, width: int = 165) -> Column:
+    """A moment."""
+    return column(name, unit="dateTimeAsIso", width=width)
