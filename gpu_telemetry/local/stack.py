@@ -19,6 +19,8 @@ from gpu_telemetry.local.ports import HOST, PortInUse, Ports, first_free, is_fre
 from gpu_telemetry.local.postgres import DATABASE, USER, PostgresServer
 
 _RETENTION: Final = "7d"
+# Part of the repository, not of the package.
+_RULES: Final = Path(__file__).parents[2] / "prometheus" / "rules"
 # What suits one machine, unless the environment says otherwise.
 _SUITED: Final = {
     # So that all parts together end within the time that is promised.
@@ -231,17 +233,29 @@ class Stack:
 
 
 def prometheus_configuration(ports: Ports, interval_seconds: float) -> dict[str, Any]:
-    """What Prometheus scrapes of a local stack: each service's own metrics, and the fleet's pages with their labels."""
+    """What Prometheus scrapes of a local stack: each service's own metrics, and the fleet's pages with their labels.
+
+    Its jobs are those of prometheus/prometheus.yml, and so are its rules where the repository's folder of them is.
+    """
     interval = f"{max(1, round(interval_seconds))}s"
-    own = {"bridge": ports.bridge, "alert-engine": ports.alert_engine, "api": ports.api}
-    jobs: list[dict[str, Any]] = [
-        {"job_name": name, "static_configs": [{"targets": [f"{HOST}:{port}"]}]} for name, port in own.items()
-    ]
+    own = {"bridge": ports.bridge, "alert-engine": ports.alert_engine, "api": ports.api, "prometheus": ports.prometheus}
+    jobs: dict[str, dict[str, Any]] = {
+        name: {"job_name": name, "static_configs": [{"targets": [f"{HOST}:{port}"]}]} for name, port in own.items()
+    }
+    # The fleet's job has it too.
+    nodes_up = {"source_labels": ["__name__"], "regex": "gpu_exporter_up", "action": "drop"}
+    jobs["bridge"]["metric_relabel_configs"] = [nodes_up]
     fleet = {"targets": [f"{HOST}:{ports.bridge}"]}
-    jobs.append(
-        {"job_name": "gpu-fleet", "metrics_path": "/fleet/metrics", "honor_labels": True, "static_configs": [fleet]}
-    )
-    return {"global": {"scrape_interval": interval, "evaluation_interval": interval}, "scrape_configs": jobs}
+    jobs["gpu-fleet"] = {
+        "job_name": "gpu-fleet",
+        "metrics_path": "/fleet/metrics",
+        "honor_labels": True,
+        "static_configs": [fleet],
+    }
+    configuration: dict[str, Any] = {"global": {"scrape_interval": interval, "evaluation_interval": interval}}
+    if _RULES.is_dir():
+        configuration["rule_files"] = [str(_RULES / "*.yml")]
+    return configuration | {"scrape_configs": list(jobs.values())}
 
 
 def without_password(url: str) -> str:

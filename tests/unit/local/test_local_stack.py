@@ -101,9 +101,17 @@ def test_prometheus_scrapes_every_service_and_keeps_the_fleets_own_labels():
         "alert-engine": ["127.0.0.1:9501"],
         "api": ["127.0.0.1:8080"],
         "gpu-fleet": ["127.0.0.1:9500"],
+        "prometheus": ["127.0.0.1:9090"],
     }
     assert jobs["gpu-fleet"]["metrics_path"] == "/fleet/metrics"
     assert jobs["gpu-fleet"]["honor_labels"] is True
+
+
+def test_the_repositorys_rules_are_loaded_where_they_are(tmp_path, monkeypatch):
+    (pattern,) = prometheus_configuration(Ports(), 5)["rule_files"]
+    assert {"fleet.yml", "pipeline.yml"} <= {path.name for path in Path(pattern).parent.glob("*.yml")}
+    monkeypatch.setattr("gpu_telemetry.local.stack._RULES", tmp_path / "absent")
+    assert "rule_files" not in prometheus_configuration(Ports(), 5)
 
 
 def test_where_prometheus_is_missing_the_stack_says_so_and_goes_without(elsewhere, monkeypatch):

@@ -1,0 +1,136 @@
+"""prometheus/: promtool finds nothing wrong, every rule has an example and a counter-example, and a runbook."""
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpu_telemetry.fields import FIELD_BY_DCGM_NAME
+from gpu_telemetry.local.ports import Ports
+from gpu_telemetry.local.stack import prometheus_configuration
+
+pytestmark = pytest.mark.integration
+
+REPOSITORY = Path(__file__).parents[2]
+PROMETHEUS = REPOSITORY / "prometheus"
+RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+EXAMPLES = sorted((PROMETHEUS / "tests").glob("*.yml"))
+RUNBOOKS = REPOSITORY / "docs" / "prometheus.md"
+# The bounds that rules use for what has none in the field table: a rate of a counter in mJ, a mix of small codes.
+OTHER_BOUNDS = {"rate(DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION[5m])": 5000 * 1000}
+
+
+def loaded(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def rules(kind):
+    """All rules of a kind, `record` or `alert`, in the order of the files."""
+    return [rule for path in RULES for group in loaded(path)["groups"] for rule in group["rules"] if kind in rule]
+
+
+def names(kind):
+    return {rule[kind] for rule in rules(kind)}
+
+
+def examples(key):
+    """What the example files expect, of all their tests: `promql_expr_test` or `alert_rule_test`."""
+    return [expected for path in EXAMPLES for test in loaded(path)["tests"] for expected in test.get(key, [])]
+
+
+@pytest.fixture(scope="module")
+def promtool():
+    """`promtool(*arguments)`: what it says; the test fails if it finds fault."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed (Debian's package prometheus)")
+
+    def run(*arguments):
+        command = [program, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_promtool_takes_the_configuration_and_the_rules(promtool):
+    said = promtool("check", "config", PROMETHEUS / "prometheus.yml")
+    assert f"{len(RULES)} rule files found" in said
+    promtool("check", "rules", *RULES)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_rules_do_what_the_examples_say(promtool, path):
+    promtool("test", "rules", path)
+
+
+def test_every_alert_has_an_example_that_fires_and_one_that_does_not():
+    expected = examples("alert_rule_test")
+    assert {each["alertname"] for each in expected if each["exp_alerts"]} == names("alert")
+    assert {each["alertname"] for each in expected if not each["exp_alerts"]} == names("alert")
+
+
+def test_every_recorded_metric_has_an_example_with_a_value_and_one_without():
+    def named(expected):
+        return {re.match(r"[\w:]*", each["expr"]).group() for each in expected} & names("record")
+
+    expected = examples("promql_expr_test")
+    assert named([each for each in expected if each["exp_samples"]]) == names("record")
+    assert named([each for each in expected if not each["exp_samples"]]) == names("record")
+
+
+def test_a_series_is_recorded_by_one_rule():
+    recorded = Counter((rule["record"], tuple(sorted(rule.get("labels", {}).items()))) for rule in rules("record"))
+    assert [series for series, count in recorded.items() if count > 1] == []
+
+
+def test_recorded_metrics_are_named_level_metric_operation():
+    assert [name for name in names("record") if not re.fullmatch(r"[a-z]+:[a-z_]+:[a-z0-9]+", name)] == []
+
+
+def test_every_alert_says_how_bad_it_is_what_it_means_and_where_its_runbook_is():
+    headings = set(re.findall(r"^### (\w+)$", RUNBOOKS.read_text(encoding="utf-8"), re.MULTILINE))
+    assert headings == names("alert")
+    for rule in rules("alert"):
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}, rule["alert"]
+        annotations = rule["annotations"]
+        assert annotations.keys() == {"summary", "description", "runbook"}, rule["alert"]
+        assert annotations["runbook"] == f"docs/prometheus.md#{rule['alert'].lower()}"
+
+
+def test_every_recorded_metric_stands_in_the_documentation():
+    page = RUNBOOKS.read_text(encoding="utf-8")
+    told = {
+        f"{level}:{metric}"
+        for row in re.findall(r"^\| `(\S+)` \| ([^|]+) \|", page, re.MULTILINE)
+        for metric, levels in [(row[0], row[1])]
+        for level in re.findall(r"\w+", levels)
+    }
+    assert told == names("record")
+
+
+def test_values_are_held_to_the_range_of_the_field_table():
+    bounded = {
+        (name, float(bound))
+        for rule in rules("record")
+        for name, bound in re.findall(r"(DCGM_FI_\w+) <= ([0-9.]+)", rule["expr"])
+    }
+    assert len(bounded) > 5
+    for name, bound in bounded:
+        field = FIELD_BY_DCGM_NAME[name]
+        assert bound == field.high / field.multiply_by, name
+
+
+def test_the_local_stack_has_the_jobs_and_rules_of_the_compose_stack():
+    shipped, local = loaded(PROMETHEUS / "prometheus.yml"), prometheus_configuration(Ports(), 30)
+    jobs = [{job["job_name"]: job for job in each["scrape_configs"]} for each in (shipped, local)]
+    assert jobs[0].keys() == jobs[1].keys()
+    for name, job in jobs[0].items():
+        for key in ("honor_labels", "metric_relabel_configs"):
+            assert job.get(key) == jobs[1][name].get(key), name
+    assert local["rule_files"] == [str(PROMETHEUS / "rules" / "*.yml")]
