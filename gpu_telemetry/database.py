@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import Connection
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool
 
 from gpu_telemetry.settings import DatabaseSettings
@@ -45,8 +46,15 @@ class Migration:
 
 
 def connection_options(settings: DatabaseSettings, application: str) -> dict[str, Any]:
-    """The keyword arguments of every connection: UTC, a time-out to connect, keep-alives, and who is calling."""
-    return {
+    """The keyword arguments of every connection: UTC, a time-out to connect, keep-alives, and who is calling.
+
+    They hold the password of DATABASE_PASSWORD_FILE where the URL has none: for libpq, never for a log.
+
+    Raises:
+        psycopg.ProgrammingError: the URL is none.
+        psycopg.OperationalError: the password's file can no longer be read; as a database that is away, it may return.
+    """
+    options: dict[str, Any] = {
         "application_name": application,
         "connect_timeout": settings.connect_timeout_seconds,
         "options": "-c timezone=UTC",
@@ -56,6 +64,13 @@ def connection_options(settings: DatabaseSettings, application: str) -> dict[str
         "keepalives_count": 3,
         "tcp_user_timeout": 25_000,
     }
+    try:
+        password = settings.password()
+    except ValueError as error:
+        raise psycopg.OperationalError(f"DATABASE_PASSWORD_FILE: {error}") from None
+    if password is not None and "password" not in conninfo_to_dict(settings.url.get_secret_value()):
+        options["password"] = password
+    return options
 
 
 def connect(settings: DatabaseSettings, application: str, *, autocommit: bool = False) -> Connection[Any]:

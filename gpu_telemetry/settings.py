@@ -7,6 +7,7 @@ tested against it. Secrets are `SecretStr`, which neither a repr nor a log shows
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
@@ -75,6 +76,29 @@ class LogSettings(Settings):
     format: Literal["text", "json"] = Field("text", description="Plain lines for people, or one JSON object a line.")
 
 
+def _valid_password_file(path: Path) -> Path:
+    _first_line(path)
+    return path
+
+
+def _first_line(path: Path) -> str:
+    """The first line of a file, which must not be empty.
+
+    Raises:
+        ValueError: the file cannot be read, or holds none.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            line = file.readline().rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"expected {path} to hold a password in UTF-8") from None
+    if not line:
+        raise ValueError(f"expected {path} to hold a password on its first line")
+    return line
+
+
 class DatabaseSettings(Settings):
     """Where PostgreSQL is."""
 
@@ -82,9 +106,23 @@ class DatabaseSettings(Settings):
 
     url: SecretStr = Field(
         SecretStr("postgresql://telemetry@localhost:5432/gpu_telemetry"),
-        description="The database, as a libpq URL or connection string; a password may stand in it or in PGPASSFILE.",
+        description="The database, as a libpq URL or connection string; a password may stand in it, in "
+        "DATABASE_PASSWORD_FILE or in PGPASSFILE.",
+    )
+    # Beside libpq's own PGPASSFILE because libpq takes such a file only with mode 0600, and a secret that a container
+    # gets as a file belongs to whoever made it on the host.
+    password_file: Annotated[Path, AfterValidator(_valid_password_file)] | None = Field(
+        None, description="A file whose first line is the password, for a URL that holds none."
     )
     connect_timeout_seconds: int = Field(10, ge=1, le=300, description="How long one attempt to connect may take.")
+
+    def password(self) -> str | None:
+        """What `password_file` holds now; None where there is no such setting.
+
+        Raises:
+            ValueError: the file can no longer be read.
+        """
+        return None if self.password_file is None else _first_line(self.password_file)
 
 
 class KafkaSettings(Settings):

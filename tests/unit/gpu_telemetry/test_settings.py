@@ -2,9 +2,11 @@
 
 import logging
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
+from gpu_telemetry.database import connection_options
 from gpu_telemetry.kafka import client_configuration
 from gpu_telemetry.settings import DatabaseSettings, KafkaSettings, LogSettings, SettingsError, split_address
 
@@ -36,6 +38,40 @@ def test_a_secret_stays_out_of_the_repr(monkeypatch):
     settings = DatabaseSettings.load()
     assert isinstance(settings.url, SecretStr)
     assert "hunter2" not in repr(settings) + str(settings)
+
+
+def test_a_password_comes_from_the_first_line_of_its_file_where_the_url_holds_none(monkeypatch, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("hunter2 \nnot this\n")
+    monkeypatch.setenv("DATABASE_PASSWORD_FILE", str(file))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://telemetry@db/gpu_telemetry")
+    settings = DatabaseSettings.load()
+    assert connection_options(settings, "test")["password"] == "hunter2 "
+    assert "hunter2" not in repr(settings)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://telemetry:own@db/gpu_telemetry")
+    assert "password" not in connection_options(DatabaseSettings.load(), "test")
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), (b"\nx", "first line"), (b"\xff\n", "UTF-8")])
+def test_a_file_without_a_password_is_refused_by_name(monkeypatch, tmp_path, content, said):
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("DATABASE_PASSWORD_FILE", str(file))
+    with pytest.raises(SettingsError, match=r"^DATABASE_PASSWORD_FILE: ") as refused:
+        DatabaseSettings.load()
+    assert str(file) in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_a_password_file_that_is_gone_later_reads_as_a_database_that_is_away(monkeypatch, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("hunter2\n")
+    monkeypatch.setenv("DATABASE_PASSWORD_FILE", str(file))
+    settings = DatabaseSettings.load()
+    file.unlink()
+    with pytest.raises(psycopg.OperationalError, match="DATABASE_PASSWORD_FILE"):
+        connection_options(settings, "test")
 
 
 def test_any_librdkafka_property_passes_by_its_prefix(monkeypatch):
