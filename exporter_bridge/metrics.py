@@ -3,7 +3,7 @@
 What happens at each scrape is counted through children kept at hand: looking one up by label costs more than counting.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Final
 
@@ -12,7 +12,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
@@ -21,10 +20,13 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from exporter_bridge.histogram import Histogram, LoopHolds
 from gpu_telemetry.fields import FIELD_BY_NAME
 
 # From a cached page on the same host to the longest usual time-out.
 _DURATION_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LATENESS_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_HOLD_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
 
 
 class LabelledCounter:
@@ -51,6 +53,11 @@ class _ReadWhenAsked(Collector):
     def __init__(self) -> None:
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self._counters: list[tuple[str, str, Callable[[], float]]] = []
+        self._histograms: list[Histogram] = []
+
+    def histogram(self, name: str, text: str, bounds: Sequence[float]) -> Histogram:
+        self._histograms.append(Histogram(name, text, bounds))
+        return self._histograms[-1]
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         self._gauges.append((name, text, read))
@@ -66,6 +73,8 @@ class _ReadWhenAsked(Collector):
             yield GaugeMetricFamily(name, text, value=read())
         for name, text, read in self._counters:
             yield CounterMetricFamily(name, text, value=read())
+        for histogram in self._histograms:
+            yield histogram.collect()
 
 
 class BridgeMetrics:
@@ -92,11 +101,18 @@ class BridgeMetrics:
         self.scrape_failures = LabelledCounter(
             counter("gpu_bridge_scrape_failures_total", "Turns without a page, by reason.", "reason")
         )
-        self.scrape_seconds = Histogram(
-            "gpu_bridge_scrape_duration_seconds",
-            "How long exporters took to give a page.",
-            buckets=_DURATION_BUCKETS,
-            registry=registry,
+        self.scrape_seconds = self._read.histogram(
+            "gpu_bridge_scrape_duration_seconds", "How long exporters took to give a page.", _DURATION_BUCKETS
+        )
+        self.turn_lateness = self._read.histogram(
+            "gpu_bridge_turn_lateness_seconds", "How long after its time a node's scrape began.", _LATENESS_BUCKETS
+        )
+        self.loop_holds = LoopHolds(
+            self._read.histogram(
+                "gpu_bridge_loop_hold_seconds",
+                "CPU time that the event loop's thread spent in one go.",
+                _HOLD_BUCKETS,
+            )
         )
         self.scraped_bytes = counter("gpu_bridge_scraped_bytes_total", "Bytes of pages read.")
         self.samples = counter("gpu_bridge_samples_total", "Samples read from pages.")

@@ -13,7 +13,8 @@ class Node:
     """The bridge's memory of one node. `boot_id` with `seq` names a turn for ever.
 
     `page` is the last page, compacted, while the last turn was good; `page_at` is its end in monotonic seconds.
-    `reason` is None before the first turn's end and after a good one.
+    `reason` is None before the first turn's end and after a good one. `offset_seconds` is where in the interval
+    its turns lie, `due_at` when the last one should have begun, in the scraper's time.
     """
 
     __slots__ = (
@@ -22,7 +23,9 @@ class Node:
         "busy",
         "collected_at_ms",
         "drops",
+        "due_at",
         "had_turn",
+        "offset_seconds",
         "page",
         "page_at",
         "parser",
@@ -41,6 +44,8 @@ class Node:
         self.seq = 0
         self.collected_at_ms = 0
         self.busy = False
+        self.offset_seconds = 0.0
+        self.due_at = 0.0
         self.had_turn = False
         self.page: Page | None = None
         self.page_at = 0.0

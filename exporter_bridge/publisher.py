@@ -181,6 +181,7 @@ class Publisher:
     async def _deliver(self) -> None:
         while True:
             more = self._step()
+            self._metrics.loop_holds.mark()
             await asyncio.sleep(0 if more else _TICK_SECONDS)
 
     def _step(self) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -63,12 +64,12 @@ class Scraper:
         self._boot_id = self._boot
         self._removals = 0
         # Offsets lie on the wall clock's intervals, so that a restart keeps them; a later step of it changes nothing.
-        self._to_wall = clock.now().timestamp() - self._loop.time()
-        self._timetable = Timetable(settings.interval_seconds, self._loop.time() + self._to_wall)
+        self._to_wall = clock.now().timestamp() - time.monotonic()
+        self._timetable = Timetable(settings.interval_seconds, self._now())
         self._timer: asyncio.TimerHandle | None = None
         self._in_flight = 0
         self._waiting: deque[Node] = deque()
-        self._reader = SlicedReader(self._loop)
+        self._reader = SlicedReader(self._loop, metrics.loop_holds.mark)
         self._on_idle: Callable[[], None] | None = None
         self._node_log = NodeLog()
 
@@ -94,10 +95,10 @@ class Scraper:
             known = self._nodes.get(node_id) or self._departed.pop(node_id, None)
             node = known or Node(target, self.exposition.parser(), self._boot_id, self._publisher.admit(node_id))
             node.target = target
+            node.offset_seconds = offset_of(node_id, self._settings.interval_seconds)
             nodes[node_id] = node
         self._nodes = nodes
-        interval = self._settings.interval_seconds
-        self._timetable.set({node_id: offset_of(node_id, interval) for node_id in targets})
+        self._timetable.set({node_id: node.offset_seconds for node_id, node in nodes.items()})
         if self._timer is not None:
             self._arm()
 
@@ -150,22 +151,31 @@ class Scraper:
         idle = asyncio.Event()
         self._on_idle = idle.set
         for node in self._nodes.values():
+            node.due_at = self._now()
             self._begin(node)
         if self._nodes:
             await idle.wait()
         self._on_idle = None
         return sum(node.had_turn and node.reason is None for node in self._nodes.values())
 
+    def _now(self) -> float:
+        """The time in seconds since the epoch, but steady; the loop's own is as old as its iteration."""
+        return time.monotonic() + self._to_wall
+
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        wait = self._timetable.seconds_to_next(self._loop.time() + self._to_wall)
+        wait = self._timetable.seconds_to_next(self._now())
         self._timer = self._loop.call_later(wait + _TIMER_SECONDS, self._let_turns_come)
 
     def _let_turns_come(self) -> None:
-        for node_id in self._timetable.due(self._loop.time() + self._to_wall):
-            self._begin(self._nodes[node_id])
+        now = self._now()
+        for node_id in self._timetable.due(now):
+            node = self._nodes[node_id]
+            node.due_at = now - (now - node.offset_seconds) % self._settings.interval_seconds
+            self._begin(node)
         self._arm()
+        self._metrics.loop_holds.mark()
 
     # -- a turn -----------------------------------------------------------------------------------------------------
 
@@ -181,6 +191,7 @@ class Scraper:
 
     def _fetch(self, node: Node) -> None:
         self._in_flight += 1
+        self._metrics.turn_lateness.observe(self._now() - node.due_at)
         target = node.target
         timeout = target.timeout_seconds or self._settings.scrape_timeout_seconds
         interval = self._settings.interval_seconds
@@ -203,6 +214,7 @@ class Scraper:
             lambda: self._internal_error(node, answer),
             new=node.page is None,
         )
+        self._metrics.loop_holds.mark()
 
     def _take_page(self, node: Node, answer: Answer, page: Page, at_ms: int) -> None:
         self._count_refused(node, page)

@@ -135,6 +135,7 @@ class BridgeServer:
             for text in slices:
                 if text:
                     await response.write(text.encode())
+                self._metrics.loop_holds.mark()
                 await asyncio.sleep(0)
             await response.write_eof()
         return response

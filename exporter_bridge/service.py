@@ -154,7 +154,9 @@ class Bridge:
             wait = self._settings.refresh_seconds
             await asyncio.sleep(wait if self._has_targets else min(wait, _FIRST_RETRY_SECONDS))
             self._take(await self._discovery.read())
+            self.metrics.loop_holds.mark()
             self._settle_memory()
+            self.metrics.loop_holds.mark()
 
     def _take(self, reading: Reading) -> None:
         """Scrape what a read of the configuration shows, and let go of whom it has long not shown."""
@@ -236,6 +238,9 @@ class Bridge:
         gauge("gpu_bridge_scrapes_waiting", "Turns that wait for a connection or for reading.", lambda: scraper.waiting)
         gauge("gpu_bridge_queue_scrapes", "Scrapes that wait for Kafka.", lambda: publisher.queued_scrapes)
         gauge("gpu_bridge_queue_bytes", "Bytes of records that wait for Kafka.", lambda: publisher.queued_bytes)
+        limits = self._settings
+        gauge("gpu_bridge_queue_scrapes_limit", "Scrapes that may wait for Kafka.", lambda: limits.queue_scrapes)
+        gauge("gpu_bridge_queue_bytes_limit", "Bytes that may wait for Kafka.", lambda: limits.queue_bytes)
         gauge("gpu_bridge_client_messages", "Messages that the Kafka client holds.", lambda: publisher.in_flight)
         counter, exposition = self.metrics.counter, scraper.exposition
         counter(

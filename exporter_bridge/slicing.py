@@ -19,10 +19,14 @@ class _Reading(NamedTuple):
 
 
 class SlicedReader:
-    """Reads pages on the event loop: a known one at once, new ones a slice at a time, first come first served."""
+    """Reads pages on the event loop: a known one at once, new ones a slice at a time, first come first served.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    `slice_over` is called after each of those slices.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, slice_over: Callable[[], None] = lambda: None) -> None:
         self._loop = loop
+        self._slice_over = slice_over
         self._waiting: deque[_Reading] = deque()
         self._slice: asyncio.Handle | None = None
 
@@ -62,6 +66,7 @@ class SlicedReader:
             if not _go_on(reading, deadline):
                 self._waiting.appendleft(reading)
         self._slice = self._loop.call_soon(self._read_on) if self._waiting else None
+        self._slice_over()
 
 
 def _go_on(reading: _Reading, deadline: float) -> bool:
