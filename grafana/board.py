@@ -16,7 +16,7 @@ from grafana_foundation_sdk.models.dashboard import (
 
 from grafana.colours import BY_SEVERITY
 from grafana.panels import PanelBuilder
-from grafana.sources import POSTGRESQL, SqlQuery, sql
+from grafana.sources import POSTGRESQL, PROMETHEUS, SqlQuery, sql
 
 TAG: Final = "gpu-telemetry"
 # The newest that Grafana 9 reads; what is newer in it, later releases migrate to.
@@ -79,12 +79,16 @@ def variable(
         .include_all(whole)
     )
     if whole:
-        chosen: Any = ["$__all"] if multiple else "$__all"
-        shown: Any = ["All"] if multiple else "All"
-        built.all_value(_ALL).current(VariableOption(selected=True, text=shown, value=chosen))
+        _whole(built, multiple=multiple)
     if hidden:
         built.hide(VariableHide.HIDE_VARIABLE)
     return built
+
+
+def _whole(built: dashboard.QueryVariable, *, multiple: bool) -> dashboard.QueryVariable:
+    chosen: Any = ["$__all"] if multiple else "$__all"
+    shown: Any = ["All"] if multiple else "All"
+    return built.all_value(_ALL).current(VariableOption(selected=True, text=shown, value=chosen))
 
 
 def datacenters() -> dashboard.QueryVariable:
@@ -97,8 +101,8 @@ def datacenters() -> dashboard.QueryVariable:
     )
 
 
-def models() -> dashboard.QueryVariable:
-    """The choice of models among the GPUs of these datacenters."""
+def models(*, hidden: bool = False) -> dashboard.QueryVariable:
+    """The choice of models among the GPUs of these datacenters; `hidden` where it is only passed on by links."""
     return variable(
         "model",
         "Model",
@@ -109,6 +113,20 @@ def models() -> dashboard.QueryVariable:
          ORDER BY 1
         """,
         multiple=True,
+        hidden=hidden,
+    )
+
+
+def prometheus_variable(name: str, label: str, query: str) -> dashboard.QueryVariable:
+    """A choice among a label's values, several or all."""
+    built = _whole(dashboard.QueryVariable(name).label(label).datasource(PROMETHEUS), multiple=True)
+    return (
+        built.query({"query": query, "refId": name})
+        .definition(query)
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+        .include_all(True)
     )
 
 
@@ -153,6 +171,23 @@ def plain_link(uid: str, title: str, **variables: str) -> dashboard.DashboardLin
     """A link with variables of fixed values."""
     link = link_to(uid, title, **variables)
     return dashboard.DashboardLink(link["title"]).url(link["url"])
+
+
+def fired_annotation(condition: str) -> dashboard.AnnotationQuery:
+    """The moments at which critical alerts began; `condition` is on `a` and `n`."""
+    return _annotation(
+        "Critical alerts",
+        BY_SEVERITY["critical"],
+        f"""
+        SELECT a.triggered_at AS time,
+               a.message || ' (' || a.node_id || coalesce(' GPU ' || a.gpu_index, '') || ')' AS text,
+               a.alert_type || ',' || a.severity || ',' || a.status AS tags
+          FROM alerts a JOIN nodes n USING (node_id)
+         WHERE a.severity = 'critical' AND $__timeFilter(a.triggered_at) AND {condition}
+         ORDER BY a.triggered_at DESC
+         LIMIT 50
+        """,
+    )
 
 
 def alert_annotations(condition: str) -> list[dashboard.AnnotationQuery]:

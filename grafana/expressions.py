@@ -67,5 +67,8 @@ def memory_percent(pick: str) -> str:
 
 
 def throttle_mask(pick: str) -> str:
-    """The bits of why clocks are held down (NVML's), by either name that exporters have had for them."""
-    return f'{{__name__=~"DCGM_FI_DEV_CLOCK(S_EVENT|_THROTTLE)_REASONS",{pick}}} <= 4294967294'
+    """The bits of why clocks are held down (NVML's), by either name that exporters have had for them.
+
+    DCGM's numbers for "no value" begin where they end.
+    """
+    return f'{{__name__=~"DCGM_FI_DEV_CLOCK(S_EVENT|_THROTTLE)_REASONS",{pick}}} < 2147483632'

@@ -12,11 +12,16 @@ from typing import Any, Final
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from grafana.boards.alerts import alerts
 from grafana.boards.fleet import fleet
+from grafana.boards.gpu import gpu
+from grafana.boards.inventory import inventory
 from grafana.boards.node import node
+from grafana.boards.pipeline import pipeline
+from grafana.boards.workloads import workloads
 
 HERE: Final = Path(__file__).parent
-BOARDS: Final[tuple[Callable[[], Dashboard], ...]] = (fleet, node)
+BOARDS: Final[tuple[Callable[[], Dashboard], ...]] = (fleet, node, gpu, workloads, alerts, pipeline, inventory)
 
 
 def files() -> dict[Path, str]:

@@ -22,9 +22,11 @@ from grafana_foundation_sdk.builders import (
 from grafana_foundation_sdk.cog import builder as cogbuilder
 from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models.dashboard import (
+    DashboardRangeMapOptions,
     DataTransformerConfig,
     DynamicConfigValue,
     Panel,
+    RangeMap,
     ValueMap,
     ValueMapping,
     ValueMappingResult,
@@ -93,7 +95,7 @@ def bars(
     empty: str | None = None,
     all_values: bool = False,
 ) -> bargauge.Panel:
-    """A bar for each series, or with `all_values` for each row."""
+    """A bar for each series, or with `all_values` for each row of a table with a column `Name`."""
     panel = (
         bargauge.Panel()
         .title(title)
@@ -105,8 +107,15 @@ def bars(
         .orientation(shapes.VizOrientation.HORIZONTAL)
         .display_mode(shapes.BarGaugeDisplayMode.BASIC)
         .show_unfilled(True)
+        .text(common.VizTextDisplayOptions().title_size(13).value_size(18))
+        .sizing(shapes.BarGaugeSizing.MANUAL)
+        .min_viz_height(16)
+        .max_viz_height(36)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(all_values).fields(""))
     )
+    if all_values:
+        # Else the only row of a table would have no name.
+        panel.display_name("${__data.fields.Name}")
     return _common(_ask(panel, queries), decimals=decimals, links=links, empty=empty)
 
 
@@ -202,9 +211,9 @@ def states(
     description: str,
     *queries: Query,
     mappings: list[ValueMapping] | None = None,
-    thresholds: dashboard.ThresholdsConfig | None = None,
     per_page: int = 20,
     by_row: str | None = None,
+    row_height: float = 0.85,
     links: Iterable[dashboard.DashboardLink] = (),
     empty: str | None = None,
 ) -> statetimeline.Panel:
@@ -219,7 +228,7 @@ def states(
         .merge_values(True)
         .show_value(shapes.VisibilityMode.AUTO)
         .align_value(shapes.TimelineValueAlignment.LEFT)
-        .row_height(0.85)
+        .row_height(row_height)
         .line_width(1)
         .fill_opacity(70)
         .per_page(per_page)
@@ -239,10 +248,7 @@ def states(
                 transform("filterFieldsByName", exclude={"names": [by_row]}),
             ]
         )
-    if thresholds is not None:
-        panel.thresholds(thresholds).color_scheme(by_thresholds())
-    else:
-        panel.color_scheme(fixed("semi-dark-blue"))
+    panel.color_scheme(fixed("semi-dark-blue"))
     return _common(_ask(panel, queries), mappings=mappings, links=links, empty=empty)
 
 
@@ -362,6 +368,13 @@ def value_map(shown: dict[str, tuple[str, str | None]]) -> list[ValueMapping]:
         for index, (value, (text_shown, colour)) in enumerate(shown.items())
     }
     return [ValueMap(options=options)]
+
+
+def from_one(colour: str) -> ValueMapping:
+    """Values from 1 up in this colour, shown as they are."""
+    return RangeMap(
+        options=DashboardRangeMapOptions(from_val=1, to=1e9, result=ValueMappingResult(color=colour, index=9))
+    )
 
 
 def transform(kind: str, **options: Any) -> DataTransformerConfig:  # noqa: ANN401 - JSON

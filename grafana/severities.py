@@ -32,11 +32,11 @@ OUTCOME_MAPPING: Final = value_map(
 RANK: Final = "CASE a.severity WHEN 'critical' THEN 0 WHEN 'warning' THEN 1 ELSE 2 END"
 
 
-def severity_column(width: int = 90) -> Column:
+def severity_column(width: int = 80) -> Column:
     """The column `Severity` in its colours."""
     return column("Severity", width=width, mappings=SEVERITY_MAPPING)
 
 
-def time_column(name: str, width: int = 165) -> Column:
+def time_column(name: str, width: int = 145) -> Column:
     """A moment."""
-    return column(name, unit="dateTimeAsIso", width=width)
+    return column(name, unit="dateTimeAsIsoNoDateIfToday", width=width)

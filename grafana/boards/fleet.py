@@ -48,7 +48,7 @@ def fleet() -> Dashboard:
         since="now-1h",
     )
     built.variables(board.datacenters(), board.models())
-    built.annotations(*board.alert_annotations(IN_DATACENTER)[:1])
+    built.annotations(board.fired_annotation(IN_DATACENTER))
     _at_a_glance(built)
     _over_time(built)
     _tops(built)
@@ -357,13 +357,13 @@ def _news(built: Board) -> None:
                 columns=[
                     time_column("Since"),
                     severity_column(),
-                    column("Alert", width=150),
-                    column("Node", width=110, link=cell_link(NODE, "Open the node", node="Node")),
-                    column("GPU", width=60, left=True, link=cell_link(GPU, "Open the GPU", node="Node", uuid="uuid")),
+                    column("Alert", width=130),
+                    column("Node", width=90, link=cell_link(NODE, "Open the node", node="Node")),
+                    column("GPU", width=50, left=True, link=cell_link(GPU, "Open the GPU", node="Node", uuid="uuid")),
                     column("uuid", hidden=True),
                 ],
             ),
-            14,
+            15,
         ),
         (
             table_panel(
@@ -391,11 +391,11 @@ def _news(built: Board) -> None:
                     column="Reason",
                 ),
                 columns=[
-                    column("Node", width=110, link=cell_link(NODE, "Open the node", node="Node")),
+                    column("Node", width=90, link=cell_link(NODE, "Open the node", node="Node")),
                     column("Datacenter", width=110),
                     time_column("Last seen"),
                 ],
             ),
-            10,
+            9,
         ),
     )

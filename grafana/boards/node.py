@@ -482,7 +482,7 @@ def _events(built: Board) -> None:
                     time_column("Since"),
                     time_column("Until"),
                     severity_column(),
-                    column("Alert", width=150),
+                    column("Alert", width=140),
                     column("GPU", width=55, left=True, link=to_gpu),
                     column("uuid", hidden=True),
                 ],

@@ -1,0 +1,476 @@
+"""Pipeline: whether what the other dashboards show can be trusted."""
+
+from typing import Final
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from grafana import board
+from grafana.board import Board
+from grafana.colours import CRITICAL, WARNING, bad_from_one, plain, steps
+from grafana.panels import bars, column, lines, organised, stat_panel, table_panel
+from grafana.sources import now, over_time, rows_or_words, sql_or_words
+
+_OWN: Final = 'job=~"bridge|alert-engine|api|prometheus"'
+_PER_SECOND: Final = "[$__rate_interval]"
+
+
+def pipeline() -> Dashboard:
+    """The dashboard."""
+    built = Board(
+        board.PIPELINE,
+        "For whoever runs the pipeline: does every record get from the exporters' pages to the table, how long does it "
+        "take, what is lost on the way and why, and what does each part cost?",
+        since="now-1h",
+    )
+    built.variables(board.datacenters(), board.models(hidden=True))
+    _at_a_glance(built)
+    _scraping(built)
+    _delivery(built)
+    _ledger(built)
+    _cost(built)
+    return built.build()
+
+
+def _at_a_glance(built: Board) -> None:
+    ended = f"sum(rate(gpu_bridge_scrapes_total{_PER_SECOND}))"
+    built.put(
+        4,
+        (
+            stat_panel(
+                "Scrapes that succeed",
+                "Which share of the turns gave a page?",
+                now(f"100 * (1 - (sum(rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or vector(0)) / {ended})"),
+                unit="percent",
+                decimals=1,
+                thresholds=steps(CRITICAL, (90, WARNING), (99, "green")),
+                empty="The bridge scrapes nothing",
+            ),
+            4,
+        ),
+        (
+            stat_panel(
+                "Samples a second",
+                "How many values does the bridge read?",
+                now(f"sum(rate(gpu_bridge_samples_total{_PER_SECOND}))"),
+                unit="short",
+                decimals=0,
+                thresholds=plain("blue"),
+                empty="The bridge does not answer",
+            ),
+            4,
+        ),
+        (
+            stat_panel(
+                "Records stored a second",
+                "How many GPU records reach the table?",
+                now(f'sum(rate(alert_engine_records_stored_total{{kind="gpu"}}{_PER_SECOND}))'),
+                unit="short",
+                decimals=1,
+                thresholds=plain("blue"),
+                empty="No alert engine answers",
+            ),
+            4,
+        ),
+        (
+            stat_panel(
+                "Behind by",
+                "How long ago was all that Kafka then had taken in? The alert engine can be no more up to date.",
+                now("max(alert_engine_lag_seconds)"),
+                unit="s",
+                decimals=1,
+                thresholds=steps("green", (60, WARNING), (900, CRITICAL)),
+                empty="No alert engine answers",
+            ),
+            4,
+        ),
+        (
+            stat_panel(
+                "Lost without a reason",
+                "How many GPU records of the last whole hour can nothing account for? Anything but 0 is a fault.",
+                now("max(alert_engine_ledger_missing_gpu_records) or vector(0)"),
+                thresholds=bad_from_one(CRITICAL),
+            ),
+            4,
+        ),
+        (
+            stat_panel(
+                "Parts that answer",
+                "Which of the scraped parts are up?",
+                now("sum(up) / count(up) * 100"),
+                unit="percent",
+                decimals=0,
+                thresholds=steps(CRITICAL, (100, "green")),
+                empty="Prometheus scrapes nothing",
+            ),
+            4,
+        ),
+    )
+    built.put(
+        6,
+        (
+            table_panel(
+                "Alerts about the pipeline itself",
+                "What does Prometheus say is wrong with the parts? The alert engine cannot report its own death.",
+                rows_or_words(
+                    'sum by (alertname, severity, instance, reason) (ALERTS{alertstate="firing"})',
+                    label="alertname",
+                    words="none fires",
+                ),
+                columns=[column("Alert", width=260), column("Severity", width=90)],
+                transformations=[
+                    organised(
+                        ("alertname", "severity", "instance", "reason"),
+                        {"alertname": "Alert", "severity": "Severity", "instance": "Instance", "reason": "Reason"},
+                        ("Time", "Value"),
+                    )
+                ],
+            ),
+            12,
+        ),
+        (
+            bars(
+                "Parts",
+                "Is each part scraped and up? 1 is up, 0 is down.",
+                now("min by (job) (up)", "{{job}}"),
+                decimals=0,
+                thresholds=steps(CRITICAL, (1, "green")),
+            ).max(1),
+            12,
+        ),
+    )
+
+
+def _scraping(built: Board) -> None:
+    built.row("Scraping")
+    built.put(
+        9,
+        (
+            lines(
+                "Turns a second, by outcome",
+                "Do scrapes fail, and why?",
+                over_time(
+                    f"sum(rate(gpu_bridge_scrapes_total{_PER_SECOND}))"
+                    f" - (sum(rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or vector(0))",
+                    "good",
+                ),
+                over_time(
+                    f"sum by (reason) (rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or on () vector(0)",
+                    "failed {{reason}}",
+                ),
+                unit="suffix:/s",
+                low=0,
+                stacked=True,
+                fill=25,
+                calcs=["lastNotNull", "max"],
+                colours={"good": "green"},
+            ),
+            8,
+        ),
+        (
+            lines(
+                "How long exporters take",
+                "Do exporters answer in time? The time under which half, 90 % and 99 % of the pages came.",
+                *(
+                    over_time(
+                        f"histogram_quantile({share}, sum by (le) "
+                        f"(rate(gpu_bridge_scrape_duration_seconds_bucket{_PER_SECOND})))",
+                        name,
+                    )
+                    for share, name in ((0.99, "99 %"), (0.9, "90 %"), (0.5, "half"))
+                ),
+                unit="s",
+                low=0,
+                calcs=["lastNotNull", "max"],
+                colours={"99 %": "dark-blue", "90 %": "blue", "half": "light-blue"},
+                empty="No page was read in this range",
+            ),
+            8,
+        ),
+        (
+            lines(
+                "Samples and records a second",
+                "How much is read, and how much of it becomes records?",
+                over_time(f"sum(rate(gpu_bridge_samples_total{_PER_SECOND}))", "samples read"),
+                over_time(f"sum(rate(gpu_bridge_gpu_records_total{_PER_SECOND}))", "GPU records made"),
+                over_time(
+                    f'sum(rate(alert_engine_records_stored_total{{kind="gpu"}}{_PER_SECOND}))', "GPU records stored"
+                ),
+                unit="suffix:/s",
+                low=0,
+                calcs=["lastNotNull", "max"],
+                empty="Nothing was read in this range",
+            ),
+            8,
+        ),
+    )
+    built.put(
+        9,
+        (
+            lines(
+                "Values not believed, by field and reason",
+                "Which fields do exporters report wrongly? Such values are kept apart, never stored as measured.",
+                over_time(
+                    f"topk(15, sum by (field, reason) (rate(gpu_bridge_rejected_values_total{_PER_SECOND})))"
+                    " or on () vector(0)",
+                    "{{field}} {{reason}}",
+                ),
+                unit="suffix:/s",
+                low=0,
+                soft_high=1,
+                legend_right=True,
+            ),
+            12,
+        ),
+        (
+            lines(
+                "Lines not understood and samples without a record, by reason",
+                "What on the pages is no part of a record? NVSwitch, CPU and link rows are re-exposed, not recorded.",
+                over_time(
+                    f"sum by (reason) (rate(gpu_bridge_refused_lines_total{_PER_SECOND})) or on () vector(0)",
+                    "lines refused {{reason}}",
+                ),
+                over_time(
+                    f"sum by (entity) (rate(gpu_bridge_not_recorded_samples_total{_PER_SECOND})) or on () vector(0)",
+                    "not recorded {{entity}}",
+                ),
+                unit="suffix:/s",
+                low=0,
+                soft_high=1,
+                legend_right=True,
+            ),
+            12,
+        ),
+    )
+
+
+def _delivery(built: Board) -> None:
+    built.row("From the bridge to the table")
+    built.put(
+        9,
+        (
+            lines(
+                "Messages to Kafka a second",
+                "Does Kafka take what the bridge sends, and does it refuse any?",
+                over_time(f"sum(rate(gpu_bridge_delivered_messages_total{_PER_SECOND}))", "delivered"),
+                over_time(
+                    f"sum by (error) (rate(gpu_bridge_failed_deliveries_total{_PER_SECOND})) or on () vector(0)",
+                    "refused {{error}}",
+                ),
+                over_time(
+                    f"sum by (reason) (rate(gpu_bridge_dropped_gpu_records_total{_PER_SECOND})) or on () vector(0)",
+                    "records dropped {{reason}}",
+                ),
+                unit="suffix:/s",
+                low=0,
+                calcs=["lastNotNull", "max"],
+                colours={"delivered": "green", "refused": CRITICAL, "dropped": WARNING},
+            ),
+            8,
+        ),
+        (
+            lines(
+                "What waits in the bridge",
+                "Is Kafka slower than the scrapes? When this is full, whole scrapes are dropped, the oldest first.",
+                over_time("sum(gpu_bridge_queue_bytes)", "bytes queued"),
+                unit="bytes",
+                low=0,
+                soft_high=1e6,
+                calcs=["lastNotNull", "max"],
+                empty="The bridge does not answer",
+            ),
+            8,
+        ),
+        (
+            lines(
+                "Lag of the alert engine",
+                "How far behind Kafka is the table, in time? Prometheus warns above a minute.",
+                over_time("max by (instance) (alert_engine_lag_seconds)", "{{instance}}"),
+                unit="s",
+                low=0,
+                soft_high=60,
+                thresholds=steps("green", (60, WARNING), (900, CRITICAL)),
+                calcs=["lastNotNull", "max"],
+                empty="No alert engine answers",
+            ),
+            8,
+        ),
+    )
+    built.put(
+        9,
+        (
+            lines(
+                "Store latency",
+                "How long does a batch take from decoding to commit: half, 90 % and 99 % of them at most?",
+                *(
+                    over_time(
+                        f"histogram_quantile({share}, "
+                        f"sum by (le) (rate(alert_engine_batch_seconds_bucket{_PER_SECOND})))",
+                        name,
+                    )
+                    for share, name in ((0.99, "99 %"), (0.9, "90 %"), (0.5, "half"))
+                ),
+                unit="s",
+                low=0,
+                calcs=["lastNotNull", "max"],
+                colours={"99 %": "dark-blue", "90 %": "blue", "half": "light-blue"},
+                empty="Nothing was stored in this range",
+            ),
+            8,
+        ),
+        (
+            lines(
+                "Records that were not stored as new, a second",
+                "What happens to records besides being stored? Duplicates and late ones are normal after a restart.",
+                over_time(f"sum(rate(alert_engine_records_duplicate_total{_PER_SECOND}))", "stored before"),
+                over_time(f"sum(rate(alert_engine_records_late_total{_PER_SECOND}))", "late: stored, not evaluated"),
+                over_time(f"sum(rate(alert_engine_records_beyond_retention_total{_PER_SECOND}))", "too old to keep"),
+                over_time(
+                    f"sum by (reason) (rate(alert_engine_dead_letters_total{_PER_SECOND})) or on () vector(0)",
+                    "dead letters {{reason}}",
+                ),
+                unit="suffix:/s",
+                low=0,
+                soft_high=1,
+                colours={"dead letters": CRITICAL},
+            ),
+            8,
+        ),
+        (
+            lines(
+                "Errors a second",
+                "Does the database refuse, or do workers get in each other's way?",
+                over_time(
+                    f"sum by (part) (rate(alert_engine_database_errors_total{_PER_SECOND})) or on () vector(0)",
+                    "database errors {{part}}",
+                ),
+                over_time(
+                    f"sum by (cause) (rate(alert_engine_batch_retries_total{_PER_SECOND})) or on () vector(0)",
+                    "batches begun again {{cause}}",
+                ),
+                over_time(f"sum(rate(alert_engine_batches_fenced_total{_PER_SECOND}))", "batches another worker had"),
+                over_time(
+                    f'sum(rate(gpu_telemetry_api_requests_total{{status=~"5.."}}{_PER_SECOND})) or vector(0)',
+                    "API answers of 5xx",
+                ),
+                unit="suffix:/s",
+                low=0,
+                soft_high=1,
+                colours={"database": CRITICAL, "5xx": "dark-red"},
+            ),
+            8,
+        ),
+    )
+
+
+def _ledger(built: Board) -> None:
+    built.row("Ledger")
+    columns = ("Hour", "Announced", "Otherwise expected", "Stored", "Dropped", "Missing", "Dropped, by reason")
+    built.put(
+        7,
+        (
+            table_panel(
+                "What became of every GPU record, by hour",
+                "Is every record accounted for? Announced + otherwise expected = stored + dropped + missing. Counted "
+                "from the rows, for this hour and the last; the API's /api/v1/ledger has it by node.",
+                sql_or_words(
+                    columns,
+                    """
+                    SELECT to_char(h.hour AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') AS "Hour",
+                           sum(e.announced)::bigint AS "Announced",
+                           sum(e.unannounced + e.estimated)::bigint AS "Otherwise expected",
+                           sum(e.stored)::bigint AS "Stored", sum(e.dropped)::bigint AS "Dropped",
+                           sum(e.missing)::bigint AS "Missing",
+                           (SELECT string_agg(r.reason || ' ' || r.records, ', ')
+                              FROM (SELECT d.reason, sum(d.gpu_records) AS records
+                                      FROM stream_drops d WHERE d.hour = h.hour GROUP BY d.reason) r)
+                               AS "Dropped, by reason"
+                      FROM generate_series(date_trunc('hour', now(), 'UTC') - interval '1 hour',
+                                           date_trunc('hour', now(), 'UTC'), interval '1 hour') AS h (hour)
+                     CROSS JOIN nodes n
+                     CROSS JOIN LATERAL ledger_entry(n.node_id, h.hour) e
+                     WHERE n.first_seen < h.hour + interval '1 hour' AND n.last_heard >= h.hour
+                     GROUP BY h.hour
+                     ORDER BY h.hour DESC
+                    """,
+                    words="No hour is counted yet",
+                    column="Hour",
+                ),
+                columns=[
+                    column("Hour", width=180),
+                    *(column(name, width=130, unit="locale") for name in ("Announced", "Stored", "Dropped")),
+                    column("Otherwise expected", width=150, unit="locale"),
+                    column("Missing", width=100, unit="locale", thresholds=steps("green", (1, CRITICAL))),
+                ],
+            ),
+            24,
+        ),
+    )
+
+
+def _cost(built: Board) -> None:
+    built.row("What it costs")
+    built.put(
+        9,
+        (
+            lines(
+                "CPU of each part",
+                "Which part needs how much of a core? The API, being several processes, does not tell.",
+                over_time(f"sum by (job) (rate(process_cpu_seconds_total{{{_OWN}}}{_PER_SECOND})) * 100", "{{job}}"),
+                unit="percent",
+                low=0,
+                calcs=["lastNotNull", "max"],
+                empty="No part tells its CPU",
+            ),
+            12,
+        ),
+        (
+            lines(
+                "Memory of each part",
+                "Does a part grow?",
+                over_time(f"sum by (job) (process_resident_memory_bytes{{{_OWN}}})", "{{job}}"),
+                unit="bytes",
+                low=0,
+                calcs=["lastNotNull", "max"],
+                empty="No part tells its memory",
+            ),
+            12,
+        ),
+    )
+    built.put(
+        9,
+        (
+            lines(
+                "Requests to the API a second, by route",
+                "Who asks for what? The ten busiest.",
+                over_time(
+                    f"topk(10, sum by (route) (rate(gpu_telemetry_api_requests_total{_PER_SECOND})))"
+                    " or on () vector(0)",
+                    "{{route}}",
+                ),
+                unit="suffix:/s",
+                low=0,
+                legend_right=True,
+            ),
+            12,
+        ),
+        (
+            lines(
+                "Time to answer of the API",
+                "Do people wait: half, 90 % and 99 % of the requests at most?",
+                *(
+                    over_time(
+                        f"histogram_quantile({share}, sum by (le) "
+                        f"(rate(gpu_telemetry_api_request_duration_seconds_bucket{_PER_SECOND})))",
+                        name,
+                    )
+                    for share, name in ((0.99, "99 %"), (0.9, "90 %"), (0.5, "half"))
+                ),
+                unit="s",
+                low=0,
+                calcs=["lastNotNull", "max"],
+                colours={"99 %": "dark-blue", "90 %": "blue", "half": "light-blue"},
+                empty="Nobody asked in this range",
+            ),
+            12,
+        ),
+    )
