@@ -45,7 +45,7 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller_port}
 listeners=BROKER://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=BROKER://{host}:{port}
+advertised.listeners=BROKER://{host}:{advertised_port}
 listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
@@ -76,6 +76,7 @@ class KafkaServer:
         log: the file that its log is appended to.
         cache: where the jars are kept over all directories; by default the user's cache.
         archive_to: where the JVM writes an archive of the classes that it took, at its end; by default it reads one.
+        advertised_port: where clients are told to connect, such as a proxy before it; by default `port`.
     """
 
     name = "Apache Kafka"
@@ -89,9 +90,11 @@ class KafkaServer:
         log: Path,
         cache: Path | None = None,
         archive_to: Path | None = None,
+        advertised_port: int | None = None,
     ) -> None:
         self.directory = directory
         self.port = port
+        self.advertised_port = port if advertised_port is None else advertised_port
         self.controller_port = controller_port
         self.log = log
         self._cache = cache or default_cache()
@@ -122,7 +125,9 @@ class KafkaServer:
         """
         java, class_path = _java(), _class_path(self._cache)
         self.directory.mkdir(parents=True, exist_ok=True)
-        properties = _PROPERTIES.format(host=_HOST, port=self.port, controller_port=self.controller_port)
+        properties = _PROPERTIES.format(
+            host=_HOST, port=self.port, advertised_port=self.advertised_port, controller_port=self.controller_port
+        )
         (self.directory / _PROPERTIES_FILE).write_text(properties)
         shutil.copyfile(Path(__file__).with_name(_LOGGING), self.directory / _LOGGING)
         formatted = self.directory / "formatted"

@@ -41,6 +41,12 @@ HISTORY = {
 }
 
 
+LEDGER = (
+    "announced, unannounced, estimated, stored, dropped, missing, dropped_by_reason, missing_scrapes,"
+    " unaccounted_seconds"
+)
+
+
 class Stream:
     """A topic and a database of one test, and the two ends of the pipe between them."""
 
@@ -78,6 +84,17 @@ class Stream:
     def history(self):
         return {name: self.query(statement) for name, statement in HISTORY.items()}
 
+    def ledger(self):
+        """Each line of the ledger as a dict, by node and hour; all of them balance."""
+        names = LEDGER.split(", ")
+        lines = {}
+        for node_id, hour, *values in self.query(f"SELECT node_id, hour, {LEDGER} FROM ledger ORDER BY 1, 2"):
+            line = lines[node_id, hour] = dict(zip(names, values, strict=True))
+            assert line["announced"] + line["unannounced"] + line["estimated"] == (
+                line["stored"] + line["dropped"] + line["missing"]
+            ), line
+        return lines
+
     def taken_in(self):
         """The sum of the offsets that are taken in."""
         return self.query("SELECT coalesce(sum(next_offset), 0)::bigint FROM consumer_offsets")[0][0]
@@ -85,29 +102,32 @@ class Stream:
 
 @pytest.fixture
 def make_stream(kafka_bootstrap, postgres_server, topic_names):
-    """`make_stream()`: another empty database over the same topic (created at the first call)."""
-    names = []
+    """`make_stream()`: another empty database over the same topic (created at the first call).
 
-    def make(partitions=3, **kafka):
-        settings = KafkaSettings.load(
-            bootstrap_servers=kafka_bootstrap,
-            topic=topic_names.topic,
-            dlq_topic=topic_names.dlq_topic,
-            partitions=partitions,
-            **kafka,
-        )
+    `postgres` is the server of the database, else the session's; `kafka` overrides settings of Kafka.
+    """
+    made = []
+
+    def make(partitions=3, postgres=postgres_server, **kafka):
+        given = {
+            "bootstrap_servers": kafka_bootstrap,
+            "topic": topic_names.topic,
+            "dlq_topic": topic_names.dlq_topic,
+            "partitions": partitions,
+        }
+        settings = KafkaSettings.load(**(given | kafka))
         ensure_topics(settings)
         name = f"alerting_{os.urandom(6).hex()}"
-        with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
+        with psycopg.connect(postgres.database_url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-        names.append(name)
-        database_settings = DatabaseSettings.load(url=SecretStr(postgres_server.database_url(name)))
+        made.append((postgres, name))
+        database_settings = DatabaseSettings.load(url=SecretStr(postgres.database_url(name)))
         database.upgrade(database_settings)
         return Stream(settings, database_settings)
 
     yield make
-    with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
-        for name in names:
+    for postgres, name in made:
+        with psycopg.connect(postgres.database_url("postgres"), autocommit=True) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 

@@ -1,11 +1,14 @@
 """What cannot be taken in costs itself: it goes to the dead-letter topic, all else goes on."""
 
+import logging
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from gpu_telemetry.kafka import admin_client
 from gpu_telemetry.records import encode
 
 
@@ -125,3 +128,66 @@ def test_what_is_late_is_stored_and_changes_nothing(stream, make_fleet, start, w
     assert stream.count("gpu_metrics") == 2
     assert stream.count("alerts") == 0
     assert stream.query("SELECT last_heard FROM nodes") == [(fleet.at,)]
+
+
+def test_poison_whose_node_or_time_no_column_can_hold_stops_nothing(stream, make_fleet, start, wait_for, dead_letters):
+    fleet = make_fleet(nodes=1, gpus=1)
+    record, closing = fleet.turn("node-1")
+    before_all_time, after_all_time = "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"
+    poison = [
+        (altered(record, node_id="node\0-1"), "node\0-1", "nul"),
+        (altered(record, node_id="node\0-1"), "node-1", "key"),
+        (altered(record, collected_at=before_all_time), "node-1", "invalid"),
+        (altered(closing, collected_at=before_all_time), "node-1", "invalid"),
+        (altered(record, collected_at=after_all_time), "node-1", "invalid"),
+        (altered(record, collected_at=after_all_time), "node-2", "key"),
+        (altered(record, collected_at=after_all_time, memory_used_mib=2**31), "node-1", "invalid"),
+        (altered(closing, changed_at=after_all_time), "node-1", "invalid"),
+        (altered(closing, changed_at=before_all_time), "node-1", "invalid"),
+    ]
+    for value, key, _ in poison:
+        stream.send_raw(value, key)
+    stream.send(record, closing)
+    stream.flush()
+    first = start()
+    wait_for(lambda: stream.taken_in() == len(poison) + 2, 30)
+    reasons = [dict(letter.headers())["reason"].decode() for letter in dead_letters(len(poison))]
+    assert sorted(reasons) == sorted(reason for _, _, reason in poison)
+    first.stop()
+    # What was stored can be read back: another worker goes on with the node.
+    stream.send(*fleet.turn("node-1", at=fleet.at + fleet.interval))
+    stream.flush()
+    start()
+    wait_for(lambda: stream.count("scrapes") == 2, 30)
+
+
+def test_a_dead_letter_larger_than_its_topic_takes_is_cut_and_stops_nothing(
+    stream, make_fleet, start, wait_for, dead_letters
+):
+    # As long as the records' topic takes, so that with its headers it is longer than a topic of the same limit does.
+    whole = b"x" * (1024**2 - 200)
+    producer = Producer(
+        {"bootstrap.servers": stream.kafka.bootstrap_servers, "message.max.bytes": 2 * 1024**2},
+        logger=logging.getLogger("test"),
+    )
+    producer.produce(stream.kafka.topic, whole, b"node-1")
+    assert producer.flush(30) == 0
+    first = start()
+    wait_for(lambda: stream.taken_in() == 1, 40)
+    [letter] = dead_letters(1)
+    assert letter.value() == whole
+    first.stop()
+    limit = ConfigEntry("max.message.bytes", "20000", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, stream.kafka.dlq_topic, incremental_configs=[limit])
+    admin = admin_client(stream.kafka)
+    admin.incremental_alter_configs([resource])[resource].result(20)
+    stream.send_raw(b"y" * 40_000, "node-1")
+    stream.send(*make_fleet(nodes=1, gpus=1).round())
+    stream.flush()
+    start()
+    wait_for(lambda: stream.count("scrapes") == 1, 40)
+    [letter] = dead_letters(1)
+    headers = {name: value.decode() for name, value in letter.headers()}
+    assert headers["reason"] == "malformed"
+    assert headers["cut_from_bytes"] == "40000"
+    assert letter.value() == b"y" * 8192

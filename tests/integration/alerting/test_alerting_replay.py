@@ -49,33 +49,6 @@ def test_other_batch_sizes_give_the_identical_history(busy_stream, stream, make_
         assert again == whole
 
 
-def test_kill_9_five_times_at_random_moments_changes_nothing(
-    busy_stream, stream, make_stream, start, engine_process, wait_for
-):
-    undisturbed = settled(stream, start, wait_for, busy_stream)
-    other = make_stream()
-    chance = random.Random()
-    seen = 0
-    # Small batches, so that there is much to interrupt.
-    variables = {"ALERTING_BATCH_RECORDS": 12, "ALERTING_GROUP_ID": f"killed-{chance.random()}"}
-    variables["KAFKA_OPT_SESSION_TIMEOUT_MS"] = (
-        6000  # the shortest that brokers allow: a killed member blocks no longer
-    )
-    variables["ALERTING_INSTANCE_ID"] = "the-one"  # whose partitions come back to it at once
-    for _ in range(5):
-        process = engine_process(on=other, **variables)
-        wait_for(lambda: other.taken_in() > seen, 30, lambda p=process: "".join(p.lines))  # noqa: B023 - called in turn
-        goal = min(busy_stream - 1, seen + chance.randrange(1, busy_stream // 6))
-        wait_for(lambda: other.taken_in() >= goal, 30, lambda p=process: "".join(p.lines))  # noqa: B023
-        process.kill()
-        process.wait()
-        seen = other.taken_in()
-    assert seen < busy_stream, "the stream ended before the fifth kill"
-    process = engine_process(on=other, **variables)
-    wait_for(lambda: other.taken_in() == busy_stream, 30, lambda: "".join(process.lines))
-    assert other.history() == undisturbed
-
-
 def test_a_second_worker_that_knows_nothing_of_the_first_is_fenced(busy_stream, stream, make_stream, start, wait_for):
     undisturbed = settled(stream, start, wait_for, busy_stream)
     other = make_stream()

@@ -1,0 +1,135 @@
+"""kill -9, SIGSTOP and second workers at random moments: the tables are those of an undisturbed run."""
+
+import os
+import random
+import signal
+
+import pytest
+
+GROUP_TIMEOUT = {"KAFKA_OPT_SESSION_TIMEOUT_MS": 6000, "KAFKA_OPT_HEARTBEAT_INTERVAL_MS": 1000}
+
+
+def said(*processes):
+    """What they logged last."""
+    return "".join("".join(process.lines[-30:]) + "\n" for process in processes)
+
+
+@pytest.fixture
+def two_workers(engine_process, wait_for):
+    """`two_workers(stream)`: two processes in one group that each own a part of the topic; gives `begin` and both."""
+
+    def begin(stream):
+        variables = GROUP_TIMEOUT | {"ALERTING_GROUP_ID": f"two-{os.urandom(6).hex()}", "ALERTING_BATCH_RECORDS": 5}
+        numbers = iter(range(1000))
+
+        def one():
+            process = engine_process(on=stream, ALERTING_WORKER_ID=f"worker-{next(numbers)}", **variables)
+            wait_for(lambda: "Assigned partitions" in said(process), 120, lambda: said(process))
+            return process
+
+        return one, [one(), one()]
+
+    return begin
+
+
+def test_a_worker_killed_at_random_moments_leaves_what_an_undisturbed_one_leaves(
+    soak, record_stream, stream, make_stream, trust, engine_process, wait_for, pause
+):
+    recording = record_stream(random.Random(soak.first))
+    trust.publish(stream, recording.messages)
+    whole = trust.undisturbed(stream)
+    rules = {event[1] for event in whole["events"]}
+    assert rules >= {
+        "high_temperature", "high_power", "high_memory", "xid_error", "row_remap_failure", "ecc_double_bit", "gpu_lost",
+        "exporter_down", "node_silent", "exporter_frozen", "duplicate_scraper",
+    }  # fmt: skip
+    assert {event[8] for event in whole["events"]} >= {"cleared", "replaced", "decommissioned"}
+    assert len(whole["metrics"]) == recording.gpu_records
+    end = trust.end(stream)
+    letters = None
+    for chance in soak.rounds():
+        world = make_stream(dlq_topic=f"{stream.kafka.topic}.{soak.seed}")
+        # Small batches, so that there is much to interrupt; a lasting place in the group, so that nobody waits.
+        variables = GROUP_TIMEOUT | {
+            "ALERTING_BATCH_RECORDS": 5,
+            "ALERTING_GROUP_ID": f"killed-{os.urandom(6).hex()}",
+            "ALERTING_INSTANCE_ID": "the-one",
+        }
+        kills = 30 if soak.is_long else 6
+        for left in range(kills, 0, -1):
+            process = engine_process(on=world, **variables)
+            seen = trust.taken_in(world)
+            if chance.random() < 0.2:  # anywhere, also before it has begun
+                pause(chance.uniform(0, 2))
+            else:
+                goal = seen + chance.randrange(1, 2 + (end - seen) // left)
+                wait_for(lambda goal=goal: trust.taken_in(world) >= goal, 120, lambda p=process: said(p))
+                pause(chance.uniform(0, 0.05))
+            process.kill()
+            process.wait()
+            soak.counts["kills"] += 1
+        assert trust.taken_in(world) < end, "the stream ended before the last kill"
+        process = engine_process(on=world, **variables)
+        trust.await_all(world, said=lambda p=process: said(p))
+        trust.check(world, whole)
+        letters = letters or trust.dead_letters(world)
+        assert trust.dead_letters(world) == letters
+        assert len(letters) > 0
+        process.kill()
+        process.wait()
+        soak.counts["records"] += end
+        soak.counts["transitions"] += len(whole["events"])
+        soak.counts["decisions"] += len(whole["decisions"])
+
+
+def test_of_two_workers_one_is_killed_and_comes_back(
+    soak, record_stream, make_stream, new_topic, trust, two_workers, wait_for, pause
+):
+    for chance in soak.rounds():
+        messages = record_stream(chance).messages
+        stream = make_stream(**new_topic())
+        trust.publish(stream, messages[:100])
+        begin, workers = two_workers(stream)
+        trust.await_all(stream, said=lambda: said(*workers))  # noqa: B023 - called in this round
+        for part in range(3 if soak.is_long else 1):
+            trust.publish(stream, messages[100 + 200 * part : 300 + 200 * part])
+            pause(chance.uniform(0, 0.5))
+            victim = workers.pop(chance.randrange(2))
+            victim.kill()
+            victim.wait()
+            soak.counts["kills"] += 1
+            workers.append(begin())
+        trust.publish(stream, messages[300 + 200 * part :])
+        trust.await_all(stream, said=lambda: said(*workers))  # noqa: B023
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+        trust.check(stream, trust.undisturbed(stream))
+        soak.counts["records"] += len(messages)
+
+
+def test_a_worker_that_stood_still_while_another_took_over_writes_nothing_when_it_goes_on(
+    soak, record_stream, make_stream, new_topic, trust, two_workers, wait_for, pause
+):
+    for chance in soak.rounds():
+        messages = record_stream(chance).messages
+        half = len(messages) // 2
+        stream = make_stream(**new_topic())
+        trust.publish(stream, messages[:50])
+        _, workers = two_workers(stream)
+        trust.await_all(stream, said=lambda: said(*workers))  # noqa: B023
+        zombie, other = workers if chance.random() < 0.5 else reversed(workers)
+        trust.publish(stream, messages[50:half])
+        pause(chance.uniform(0, 0.3))
+        zombie.send_signal(signal.SIGSTOP)
+        # The group takes it for dead, and the other goes on with all of the topic.
+        trust.await_all(stream, said=lambda: said(other))  # noqa: B023
+        trust.publish(stream, messages[half:])
+        zombie.send_signal(signal.SIGCONT)
+        trust.await_all(stream, said=lambda: said(*workers))  # noqa: B023
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+        trust.check(stream, trust.undisturbed(stream))
+        soak.counts["records"] += len(messages)
+        soak.counts["fenced"] += said(zombie).count("reading its state anew")
