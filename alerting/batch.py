@@ -5,13 +5,13 @@ What no column can hold is found here, record by record; only what PostgreSQL al
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Final, cast
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple, cast
 
 import msgspec
 from confluent_kafka import Message
 
-from alerting.dead_letters import DeadLetter, Origin, origin_of
+from alerting.dead_letters import DeadLetter, Origin, is_in_calendar, origin_of
 from alerting.partition import OwnedPartition, Position
 from gpu_telemetry.clock import from_milliseconds, rfc3339
 from gpu_telemetry.records import (
@@ -56,13 +56,21 @@ class Slice:
         return cast("int", self.messages[-1].offset()) + 1
 
 
+class Drop(NamedTuple):
+    """A dead letter in the ledger: where it is counted, why it is one, and the partition that it came from."""
+
+    origin: Origin
+    reason: str
+    partition: OwnedPartition
+
+
 @dataclass(slots=True)
 class Batch:
     """What one transaction takes in. `dead` are to be delivered first; `drops` are the ledger's."""
 
     slices: list[Slice] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
-    drops: list[tuple[Origin, str]] = field(default_factory=list)
+    drops: list[Drop] = field(default_factory=list)
     delivered: int = 0
 
     def __len__(self) -> int:
@@ -75,7 +83,7 @@ class Batch:
         part.records[index] = None
         self.dead.append(letter)
         if origin is not None:
-            self.drops.append((origin, reason))
+            self.drops.append(Drop(origin, reason, part.partition))
 
     def first(self, places: Sequence[tuple[Slice, int]]) -> "Batch":
         """A batch for a trial: of each partition the records at these places, and what comes before them."""
@@ -91,6 +99,11 @@ class Batch:
             for part in self.slices
             if owned.get(part.partition.number) is part.partition and part.partition.position == part.start
         ]
+        kept = {part.partition.number: part.partition for part in self.slices}
+        # Whoever reads the partition next delivers and counts what was refused of it.
+        self.drops = [drop for drop in self.drops if kept.get(drop.partition.number) is drop.partition]
+        waiting = [letter for letter in self.dead[self.delivered :] if letter.message.partition() in kept]
+        self.dead[self.delivered :] = waiting
 
 
 def decode_batch(taken: Sequence[tuple[OwnedPartition, list[Message]]]) -> Batch:
@@ -99,8 +112,9 @@ def decode_batch(taken: Sequence[tuple[OwnedPartition, list[Message]]]) -> Batch
     for partition, messages in taken:
         assert partition.position is not None
         part = Slice(partition, partition.position, messages, [])
-        # The append times of a partition rise, so a record below the first one's limit needs no look at its own.
-        limit = _skew_limit(messages[0])
+        # A record below the lowest limit needs no look at its own. (The append times of a partition rise, unless its
+        # leader's clock steps back; what is refused must not depend on where a batch begins.)
+        limit = _limit(min(message.timestamp()[1] for message in messages))
         refused: list[tuple[int, UndecodableRecord]] = []
         for index, message in enumerate(messages):
             record: AnyRecord | None = None
@@ -120,8 +134,8 @@ def decode_batch(taken: Sequence[tuple[OwnedPartition, list[Message]]]) -> Batch
     return batch
 
 
-def _skew_limit(message: Message) -> datetime:
-    return from_milliseconds(message.timestamp()[1]) + CLOCK_SKEW_LIMIT
+def _limit(appended_ms: int) -> datetime:
+    return from_milliseconds(appended_ms) + CLOCK_SKEW_LIMIT
 
 
 def _check(record: AnyRecord, message: Message, limit: datetime) -> None:
@@ -131,7 +145,10 @@ def _check(record: AnyRecord, message: Message, limit: datetime) -> None:
         raise UndecodableRecord("key", f"expected the key {node_id!r}, which is the record's node_id")
     if isinstance(record, SilenceRecord):
         return
-    if record.collected_at > limit and record.collected_at > (exact := _skew_limit(message)):
+    _check_moment(record.collected_at, "collected_at")
+    if isinstance(record, ScrapeRecord) and record.changed_at is not None:
+        _check_moment(record.changed_at, "changed_at")
+    if record.collected_at > limit and record.collected_at > (exact := _limit(message.timestamp()[1])):
         raise UndecodableRecord(
             "clock_skew",
             f"expected a time before {rfc3339(exact)}, a minute after the broker took it, "
@@ -146,6 +163,12 @@ def _check(record: AnyRecord, message: Message, limit: datetime) -> None:
         raise UndecodableRecord("too_long", f"expected identifiers of together at most {LONGEST_KEY_BYTES} bytes")
     if _ESCAPED_NUL in cast("bytes", message.value()):
         _check_text(msgspec.to_builtins(record), "$")
+
+
+def _check_moment(moment: datetime, name: str) -> None:
+    """Refuse a time that another offset from UTC puts outside the years 1 to 9999: it could not be read back."""
+    if moment.tzinfo is not UTC and not is_in_calendar(moment):
+        raise UndecodableRecord("invalid", f"expected a time in the years 1 to 9999 of UTC - at `$.{name}`")
 
 
 def _check_text(value: object, where: str) -> None:

@@ -5,6 +5,8 @@ They are delivered before the offsets behind them are committed: at least once, 
 
 import logging
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -19,6 +21,10 @@ _log = logging.getLogger(__name__)
 _DELIVERY_DEADLINE_SECONDS: Final = 20.0
 _LOGGED_ERROR_LENGTH: Final = 300
 _LOGGED_AT_ONCE: Final = 5
+
+
+# What is left of a message that the dead-letter topic does not take whole, headers aside.
+_CUT_TO_BYTES: Final = (512 * 1024, 8 * 1024, 0)
 
 
 class NotDelivered(RuntimeError):
@@ -59,15 +65,25 @@ _origin_decoder = msgspec.json.Decoder(Origin)
 def origin_of(message: Message, record: AnyRecord | None) -> Origin | None:
     """The node and the time of a dead letter, if they can be known: the ledger counts it there."""
     if isinstance(record, GpuRecord | ScrapeRecord):
-        return Origin(record.node_id, record.collected_at, "gpu" if isinstance(record, GpuRecord) else "scrape")
-    value = message.value()
-    if not isinstance(value, bytes):
-        return None
+        origin = Origin(record.node_id, record.collected_at, "gpu" if isinstance(record, GpuRecord) else "scrape")
+    else:
+        value = message.value()
+        if not isinstance(value, bytes):
+            return None
+        try:
+            origin = _origin_decoder.decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+    return origin if "\0" not in origin.node_id and is_in_calendar(origin.collected_at) else None
+
+
+def is_in_calendar(moment: datetime) -> bool:
+    """Whether a time lies in the years 1 to 9999 in UTC too, and not only at its own offset."""
     try:
-        origin = _origin_decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return origin if "\0" not in origin.node_id else None
+        moment.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 def make_producer(kafka: KafkaSettings, client_id: str) -> Producer:
@@ -101,40 +117,69 @@ class DeadLetterPublisher:
         Raises:
             NotDelivered: Kafka did not take one of them; some may have been delivered.
         """
-        failures: list[KafkaError] = []
-        left = len(letters)
-
-        def answered(error: KafkaError | None, _message: Message) -> None:
-            nonlocal left
-            left -= 1
-            if error is not None:
-                failures.append(error)
-
-        for number, letter in enumerate(letters):
-            self._send(letter, answered)
-            if number < _LOGGED_AT_ONCE:
-                _tell(letter)
+        for letter in letters[:_LOGGED_AT_ONCE]:
+            _tell(letter)
         if len(letters) > _LOGGED_AT_ONCE:
             _log.warning("and %d dead letters more", len(letters) - _LOGGED_AT_ONCE)
+        too_large = self._deliver(letters, None)
+        for most_bytes in _CUT_TO_BYTES:
+            if too_large:
+                _log.warning(
+                    "%s: %d messages are too large for it, cut to %d bytes", self._topic, len(too_large), most_bytes
+                )
+                too_large = self._deliver(too_large, most_bytes)
+        if too_large:
+            raise NotDelivered(f"{self._topic}: it takes not even the headers of a dead letter")
+
+    def _deliver(self, letters: Sequence[DeadLetter], most_bytes: int | None) -> list[DeadLetter]:
+        """Deliver them, each cut to so many bytes; give those that are too large even so."""
+        failures: list[KafkaError] = []
+        too_large: list[DeadLetter] = []
+        left = len(letters)
+
+        def answered(letter: DeadLetter, error: KafkaError | None, _message: Message | None = None) -> None:
+            nonlocal left
+            left -= 1
+            if error is None:
+                return
+            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                too_large.append(letter)
+            else:
+                failures.append(error)
+
+        for letter in letters:
+            value = letter.message.value()
+            headers = letter.headers
+            if most_bytes is not None and value is not None and len(value) > most_bytes:
+                headers.append(("cut_from_bytes", str(len(value)).encode()))
+                value = value[:most_bytes]
+            try:
+                self._send(value, letter.message.key(), headers, partial(answered, letter))
+            except KafkaException as error:
+                answered(letter, error.args[0])
         self._producer.flush(_DELIVERY_DEADLINE_SECONDS)
         if failures:
             raise NotDelivered(f"{self._topic}: {failures[0].str()}")
         if left:
             raise NotDelivered(f"{self._topic}: no answer within {_DELIVERY_DEADLINE_SECONDS:g} s")
+        return too_large
 
-    def _send(self, letter: DeadLetter, answered: Callable[[KafkaError | None, Message], None]) -> None:
-        value, key = letter.message.value(), letter.message.key()
+    def _send(
+        self,
+        value: bytes | str | None,
+        key: bytes | str | None,
+        headers: list[tuple[str, str | bytes | None]],
+        answered: Callable[[KafkaError | None, Message], None],
+    ) -> None:
         try:
-            self._producer.produce(self._topic, value, key, headers=letter.headers, on_delivery=answered)
+            self._producer.produce(self._topic, value, key, headers=headers, on_delivery=answered)
         except BufferError:
             # A whole queue of them: let it run empty first.
             self._producer.flush(_DELIVERY_DEADLINE_SECONDS)
             try:
-                self._producer.produce(self._topic, value, key, headers=letter.headers, on_delivery=answered)
+                self._producer.produce(self._topic, value, key, headers=headers, on_delivery=answered)
             except BufferError as error:
                 raise NotDelivered(f"{self._topic}: the queue is full") from error
-        except KafkaException as error:
-            raise NotDelivered(f"{self._topic}: {error.args[0].str()}") from error
 
 
 def _tell(letter: DeadLetter) -> None:

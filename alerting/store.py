@@ -130,7 +130,7 @@ class BatchTransaction:
         inventory = Inventory()
         for part in batch.slices:
             self._fold(part.partition.nodes, part.records, folded, inventory)
-        for origin, reason in batch.drops:
+        for origin, reason, _ in batch.drops:
             folded.drop(origin.node_id, origin.collected_at, reason, gpu=origin.kind == "gpu")
         return self._write(connection, batch, commands, folded, inventory)
 

@@ -59,7 +59,12 @@ def topics(settings: KafkaSettings) -> tuple[Topic, Topic]:
     dead_letters = Topic(
         settings.dlq_topic,
         1,
-        {"retention.ms": str(settings.dlq_retention_hours * hour_ms), "cleanup.policy": "delete"},
+        {
+            "retention.ms": str(settings.dlq_retention_hours * hour_ms),
+            "cleanup.policy": "delete",
+            # A dead letter is a message of the other topic and its headers.
+            "max.message.bytes": str(2 * 1024**2),
+        },
     )
     return records, dead_letters
 
