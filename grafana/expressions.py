@@ -14,6 +14,10 @@ SLICE_LABELS: Final = f"{GPU_LABELS}, GPU_I_ID, GPU_I_PROFILE"
 # The recording rules of prometheus/rules/fleet.yml are evaluated every 30 s, so that a sum over time is hours.
 SAMPLES_AN_HOUR: Final = 120
 
+# Far above any GPU's memory and any honest rate, and far below DCGM's numbers for "no value".
+_MOST_MEBIBYTES: Final = 2**24
+_MOST_PER_SECOND: Final = 1e9
+
 FLEET: Final = 'datacenter=~"$datacenter",modelName=~"$model"'
 ON_NODE: Final = 'node_id="$node",gpu=~"$gpu"'
 OF_GPU: Final = 'UUID="$uuid"'
@@ -27,6 +31,11 @@ def device(name: str, pick: str = "", *, high: float | None = None) -> str:
 def profiled(name: str, pick: str = "", *, high: float = 1) -> str:
     """A DCGM profiling field; ratios only up to 1."""
     return f"(DCGM_FI_PROF_{name}{{{pick}}} <= {high:g})"
+
+
+def growth(function: str, counter: str, pick: str, over: str) -> str:
+    """A DCGM counter's `rate` or `increase`, but for the leaps to and from "no value"."""
+    return f"({function}({counter}{{{pick}}}[{over}]) <= {_MOST_PER_SECOND:g})"
 
 
 def by_gpu(expression: str) -> str:
@@ -62,7 +71,7 @@ def power(pick: str) -> str:
 
 def memory_percent(pick: str) -> str:
     """Framebuffer memory in use in %, of used and free, as the alert rule has it."""
-    used, free = device("FB_USED", pick), device("FB_FREE", pick)
+    used, free = device("FB_USED", pick, high=_MOST_MEBIBYTES), device("FB_FREE", pick, high=_MOST_MEBIBYTES)
     return f"100 * {used} / ({used} + {free})"
 
 

@@ -11,6 +11,7 @@ from grafana.expressions import (
     NAMES,
     OF_GPU,
     device,
+    growth,
     line_by_gpu,
     line_by_slice,
     memory_percent,
@@ -172,7 +173,8 @@ def _who_it_is(built: Board) -> None:
 def _errors_by_kind() -> str:
     # Kinds that the exporter does not send are missing, and all of them where it does not report.
     kinds = [
-        f'label_replace(sum(max by (node_id, UUID) (increase({name}{{{OF_GPU}}}[$__range]))), "kind", "{kind}", "", "")'
+        f"label_replace(sum(max by (node_id, UUID) ({growth('increase', name, OF_GPU, '$__range')})), "
+        f'"kind", "{kind}", "", "")'
         for kind, name in _COUNTERS.items()
     ]
     return f'({" or ".join(kinds)}) or on () label_replace(vector(0), "kind", "not reported", "", "")'

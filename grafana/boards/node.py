@@ -12,6 +12,7 @@ from grafana.expressions import (
     ON_NODE,
     by_gpu,
     device,
+    growth,
     line_by_gpu,
     line_by_slice,
     memory_percent,
@@ -352,7 +353,7 @@ def _work(built: Board) -> None:
             "NVLink",
             "Do the GPUs of a job exchange as much as each other? DCGM's counter of all links' traffic, as it grows; "
             "its unit depends on the release (MiB in most).",
-            line_by_gpu(f"rate(DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL{{{ON_NODE}}}[$__rate_interval])"),
+            line_by_gpu(growth("rate", "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL", ON_NODE, "$__rate_interval")),
             unit="cps",
             low=0,
             empty="These GPUs have no NVLink, or the exporter does not tell",
@@ -449,7 +450,7 @@ def _events(built: Board) -> None:
         _line(
             "Corrected ECC errors",
             "Does a GPU's memory wear? New single-bit errors in each interval; the driver corrected them.",
-            line_by_gpu(f"increase(DCGM_FI_DEV_ECC_SBE_VOL_TOTAL{{{ON_NODE}}}[$__rate_interval])"),
+            line_by_gpu(growth("increase", "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", ON_NODE, "$__rate_interval")),
             unit="short",
             low=0,
             soft_high=5,

@@ -211,7 +211,7 @@ def _scraping(built: Board) -> None:
                 "Which fields do exporters report wrongly? Such values are kept apart, never stored as measured.",
                 over_time(
                     f"topk(15, sum by (field, reason) (rate(gpu_bridge_rejected_values_total{_PER_SECOND})))"
-                    " or on () vector(0)",
+                    ' or on () label_replace(vector(0), "field", "none", "", "")',
                     "{{field}} {{reason}}",
                 ),
                 unit="suffix:/s",
@@ -366,7 +366,7 @@ def _ledger(built: Board) -> None:
     built.row("Ledger")
     columns = ("Hour", "Announced", "Otherwise expected", "Stored", "Dropped", "Missing", "Dropped, by reason")
     built.put(
-        7,
+        5,
         (
             table_panel(
                 "What became of every GPU record, by hour",
@@ -398,7 +398,7 @@ def _ledger(built: Board) -> None:
                 columns=[
                     column("Hour", width=180),
                     *(column(name, width=130, unit="locale") for name in ("Announced", "Stored", "Dropped")),
-                    column("Otherwise expected", width=150, unit="locale"),
+                    column("Otherwise expected", width=165, unit="locale"),
                     column("Missing", width=100, unit="locale", thresholds=steps("green", (1, CRITICAL))),
                 ],
             ),
@@ -444,7 +444,7 @@ def _cost(built: Board) -> None:
                 "Who asks for what? The ten busiest.",
                 over_time(
                     f"topk(10, sum by (route) (rate(gpu_telemetry_api_requests_total{_PER_SECOND})))"
-                    " or on () vector(0)",
+                    ' or on () label_replace(vector(0), "route", "none", "", "")',
                     "{{route}}",
                 ),
                 unit="suffix:/s",

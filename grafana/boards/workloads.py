@@ -155,6 +155,7 @@ def _tables(built: Board) -> None:
                 "Which ten workloads held GPUs the longest without using them?",
                 f"topk(10, {_IDLE_HOURS} > 0)",
                 sort_by="Idle GPU-hours",
+                judged=False,
             ),
             12,
         ),
@@ -162,7 +163,14 @@ def _tables(built: Board) -> None:
 
 
 def _table(
-    title: str, description: str, chosen: str, *, sort_by: str, descending: bool = True, whole: bool = False
+    title: str,
+    description: str,
+    chosen: str,
+    *,
+    sort_by: str,
+    descending: bool = True,
+    whole: bool = False,
+    judged: bool = True,
 ) -> table.Panel:
     """A row for each chosen workload, with every column; the choice is repeated, so that all columns have the same."""
     queries: list[prometheus.Dataquery] = [
@@ -182,9 +190,9 @@ def _table(
                 decimals=0,
                 width=150,
                 gauge_to=100,
-                thresholds=steps(CRITICAL, (5, WARNING), (30, "green")),
+                thresholds=steps(CRITICAL, (5, WARNING), (30, "green")) if judged else None,
             ),
-            column("Idle GPU-hours", unit="suffix: h", decimals=2, width=115),
+            column("Idle GPU-hours", unit="suffix: h", decimals=2, width=130),
             column("Energy", unit="watth", decimals=1, width=95),
             column("Datacenter", width=105),
             column("Namespace", width=110),
