@@ -32,6 +32,10 @@ lint: ## Check style, types and layering
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: dashboards
+dashboards: ## Write grafana/dashboards anew from grafana/boards
+	$(BIN)/python -m grafana.generate
+
 .PHONY: lock
 lock: ## Compile the pinned, hashed requirements anew
 	cd requirements && for set in base local dev; do \

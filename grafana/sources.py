@@ -10,8 +10,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEdito
 
 PROMETHEUS: Final = DataSourceRef(type_val="prometheus", uid="gpu-telemetry-prometheus")
 POSTGRESQL: Final = DataSourceRef(type_val="grafana-postgresql-datasource", uid="gpu-telemetry-postgresql")
-# Grafana's own: queries of one panel go to different datasources.
-MIXED: Final = DataSourceRef(type_val="datasource", uid="-- Mixed --")
+# Grafana's own: queries of one panel go to different datasources. Without a type, so that each query's own counts.
+MIXED: Final = DataSourceRef(uid="-- Mixed --")
 
 
 class SqlQuery(variants.Dataquery, cogbuilder.Builder["SqlQuery"]):
