@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
-from alerting.actions.action import Action, Done, Result
+from alerting.actions.action import Action, Done, Result, TryAgain
 from alerting.actions.guard import CircuitBreaker
 from alerting.actions.migration import WorkloadMigrator
 from alerting.actions.notify import Notifier
@@ -77,7 +77,11 @@ class Outbox:
         if action is None:
             return due
         self._metrics.action_attempts.labels(action.action_type).inc()
-        result = self._carry_out(action)
+        try:
+            result = self._carry_out(action)
+        except Exception as error:  # noqa: BLE001 - whatever an action meets costs that action, not the outbox
+            _log.exception("Action ID=%d: %s met an error that nobody foresaw", action.action_id, action.action_type)
+            result = TryAgain(type(error).__name__, is_unknown=True)
         self._record(action, result)
         return True
 
@@ -129,7 +133,8 @@ class Outbox:
         newest = connection.execute(SQL["newest_gpu_record"], {"node_id": row["node_id"]}).fetchone()
         heard = [moment for moment in (row["last_heard"], newest and newest[0]) if moment is not None]
         return on_notice(
-            row["now"],
+            # Behind an earlier notice of the alert that was tried, its first claim could only come late.
+            row["created_at"] if row["has_waited"] else row["now"],
             first_claim=row["attempts"] == 0,
             event_time=row["event_time"],
             fires=row["fires"],
@@ -158,10 +163,15 @@ class Outbox:
         return verdict, [workload for at, workloads, _ in rows if at == turn for workload in workloads]
 
     def _close(self, connection: Connection[Any], row: _Row, reason: str) -> None:
-        connection.execute(SQL["close_action"], {"id": row["id"], "reason": reason})
-        self._metrics.actions.labels(row["action_type"], "skipped").inc()
+        """Carry it out no more: skipped, but where an earlier attempt may have done it nobody knows."""
+        if row["is_unknown"]:
+            status, reason = "unknown", f"not asked again: {reason}"
+        else:
+            status = "skipped"
+        connection.execute(SQL["close_action"], {"id": row["id"], "status": status, "reason": reason})
+        self._metrics.actions.labels(row["action_type"], status).inc()
         _log.info(
-            "Action ID=%d for alert ID=%d: %s skipped: %s", row["id"], row["alert_id"], row["action_type"], reason
+            "Action ID=%d for alert ID=%d: %s %s: %s", row["id"], row["alert_id"], row["action_type"], status, reason
         )
 
     def _carry_out(self, action: Action) -> Result:
@@ -197,7 +207,8 @@ class Outbox:
                     _log.error("Action ID=%d: %s, but it could not be recorded: %s", action.action_id, status, error)
                     return
                 threading.Event().wait(delay)
-        self._metrics.actions.labels(action.action_type, "retried" if status == "pending" else status).inc()
+        outcome = status if retry_seconds is None else "retried"
+        self._metrics.actions.labels(action.action_type, outcome).inc()
         _log.log(
             logging.INFO if status in {"succeeded", "skipped"} else logging.WARNING,
             "Action ID=%d for alert ID=%d: %s on %s %s%s",
@@ -214,10 +225,13 @@ class Outbox:
         if isinstance(result, Done):
             return result.status, None
         if action.action_type == MIGRATE:
-            may_repeat = self._migrator.honours_keys or not result.is_unknown
+            # What one attempt may have done, a later one that came to nothing has not undone.
+            is_unknown = result.is_unknown or action.is_unknown
+            may_repeat = self._migrator.honours_keys or not is_unknown
             if may_repeat and action.attempt < _MOST_ATTEMPTS_TO_MIGRATE:
-                return "pending", delay_seconds(action.attempt, first=1.0, longest=_LONGEST_MIGRATION_DELAY_SECONDS)
-            return ("unknown" if result.is_unknown else "failed"), None
+                delay = delay_seconds(action.attempt, first=1.0, longest=_LONGEST_MIGRATION_DELAY_SECONDS)
+                return ("unknown" if is_unknown else "pending"), delay
+            return ("unknown" if is_unknown else "failed"), None
         if self._clock.now() - action.created_at < NOTICE_RETRIED_FOR:
             return "pending", delay_seconds(action.attempt, first=1.0, longest=_LONGEST_NOTICE_DELAY_SECONDS)
         return "failed", None
@@ -268,6 +282,9 @@ class OutboxThreads:
                 self._metrics.database_errors.labels("outbox").inc()
                 _log.warning("outbox: %s; trying again in %.1f s", str(error).strip(), delay)
                 self._stop.wait(delay)
+            except Exception:  # noqa: BLE001 - a thread that ended would carry nothing out and say nothing
+                _log.exception("The outbox met an error that nobody foresaw; going on")
+                self._stop.wait(_WAIT_SECONDS)
             self._decided.wait(_IDLE_SECONDS)
             self._decided.clear()
 
@@ -292,6 +309,7 @@ def _action(row: _Row, workloads: list[dict[str, Any]]) -> Action:
         mig_instance=row["mig_instance"],
         triggered_at=row["triggered_at"],
         workloads=workloads,
+        is_unknown=row["is_unknown"],
     )
 
 

@@ -271,7 +271,10 @@ RETURNING id, action_type;
 -- name: claim_action
 -- The next action that is due, with all that decides whether it still should happen. Notices of one alert go in order.
 SELECT a.id, a.alert_id, a.action_type, a.transition, a.key, a.action_details, a.attempts, a.event_time, a.reason,
-       a.created_at, a.status = 'unknown' AS repeated, now() AS now,
+       a.created_at, a.status = 'unknown' AS is_unknown, now() AS now,
+       EXISTS (SELECT FROM alert_actions AS e
+                WHERE e.alert_id = a.alert_id AND e.action_type = a.action_type AND e.id < a.id
+                  AND e.attempts > 0 AND e.finished_at > a.created_at) AS has_waited,
        l.rule, l.alert_type, l.node_id, l.gpu_index, l.gpu_uuid, l.mig_instance, l.status = 'active' AS fires,
        l.triggered_at, l.resolved_at, n.interval_ms, n.last_heard, n.datacenter, n.hostname
   FROM alert_actions AS a
@@ -330,7 +333,7 @@ UPDATE alert_actions
 -- name: close_action
 -- An action that is not to be carried out, and why.
 UPDATE alert_actions
-   SET status = 'skipped', reason = %(reason)s, finished_at = now(), lease_until = NULL
+   SET status = %(status)s, reason = %(reason)s, finished_at = now(), lease_until = NULL, next_attempt_at = 'infinity'
  WHERE id = %(id)s;
 
 -- name: finish_action
@@ -345,4 +348,7 @@ UPDATE alert_actions
 
 -- name: outbox_backlog
 -- How many actions wait, by type.
-SELECT action_type, count(*) FROM alert_actions WHERE status IN ('pending', 'running') GROUP BY action_type;
+SELECT action_type, count(*)
+  FROM alert_actions
+ WHERE status IN ('pending', 'running', 'unknown') AND next_attempt_at <> 'infinity'
+ GROUP BY action_type;

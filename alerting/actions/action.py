@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A claimed row of the outbox and the alert that it belongs to."""
+    """A claimed row of the outbox and the alert that it belongs to; `is_unknown` when an attempt may have done it."""
 
     action_id: int
     alert_id: int
@@ -27,6 +27,7 @@ class Action:
     mig_instance: str | None
     triggered_at: datetime
     workloads: list[dict[str, Any]] = field(default_factory=list)
+    is_unknown: bool = False
 
     @property
     def where(self) -> str:

@@ -15,7 +15,7 @@ from alerting.actions.migration import DryRun, EmulatorMigrator
 from alerting.actions.notify import Notifier
 from alerting.actions.webhook import Webhook
 from alerting.metrics import Metrics
-from alerting.outbox import Outbox
+from alerting.outbox import Outbox, OutboxThreads
 from gpu_telemetry import database
 from gpu_telemetry.clock import SystemClock
 from gpu_telemetry.settings import DatabaseSettings
@@ -270,7 +270,7 @@ def test_a_refused_migration_fails_with_the_reason_and_a_broken_receiver_is_aske
     broken = decisions.decide(decisions.alert(), "migrate_workload")
     for _ in range(4):
         drain(made)
-        assert decisions.outcome(broken) == ("pending", "HTTP status 502")
+        assert decisions.outcome(broken) == ("unknown", "HTTP status 502")
         decisions.due()
     drain(made)
     assert decisions.outcome(broken) == ("unknown", "HTTP status 502")
@@ -334,6 +334,88 @@ def test_an_expired_lease_is_unknown_and_repeated_only_where_the_key_is_honoured
     assert decisions.outcome(notice) == ("unknown", "lease expired")
     assert decisions.outcome(migration) == ("succeeded", None)
     assert [path for path, _, _ in loopback_receiver.requests] == ["/control/migrate"]
+
+
+def test_what_may_have_been_done_is_not_told_as_skipped(decisions, make_outbox, loopback_receiver):
+    # The worker was killed after it had asked; the move cooled the GPU, so the alert is over when its lease ends.
+    killed = decisions.decide(decisions.alert(status="resolved"), "migrate_workload")
+    decisions.connection.execute(
+        "UPDATE alert_actions SET status = 'running', attempts = 1, claimed_by = 'gone', started_at = now(),"
+        " lease_until = now() - interval '1 second'"
+    )
+    made = make_outbox(most=2)
+    made.outbox.expire_leases()
+    drain(made)
+    assert decisions.outcome(killed) == ("unknown", "not asked again: over")
+    # A receiver that answered with an error may have moved it too.
+    loopback_receiver.answers["/control/migrate"] = (502, {})
+    alert_id = decisions.alert()
+    broken = decisions.decide(alert_id, "migrate_workload")
+    drain(made)
+    decisions.connection.execute(
+        "UPDATE alerts SET status = 'resolved', resolved_at = now() WHERE id = %s", (alert_id,)
+    )
+    decisions.due()
+    drain(made)
+    assert decisions.outcome(broken) == ("unknown", "not asked again: over")
+    # Both count for the breaker.
+    third = decisions.decide(decisions.alert(), "migrate_workload")
+    drain(made)
+    assert decisions.outcome(third) == ("skipped", "circuit_breaker: 2 migrations in 10 minutes, at most 2")
+
+
+def test_an_end_that_waited_behind_its_beginning_is_told_however_long_that_took(
+    decisions, make_outbox, loopback_receiver
+):
+    # The receiver was away for an hour; the alert ended meanwhile, and people still have it as firing.
+    hour = timedelta(hours=1)
+    alert_id = decisions.alert(status="resolved", age=hour)
+    fired = decisions.decide(alert_id, age=hour)
+    resolved = decisions.decide(alert_id, transition="resolved", age=hour - timedelta(minutes=5))
+    decisions.connection.execute(
+        "UPDATE alert_actions SET created_at = event_time, attempts = 1 WHERE id = %s", (fired,)
+    )
+    decisions.connection.execute("UPDATE alert_actions SET created_at = event_time WHERE id = %s", (resolved,))
+    drain(make_outbox())
+    assert decisions.outcome(fired) == ("succeeded", None)
+    assert decisions.outcome(resolved) == ("succeeded", None)
+    assert [body["status"] for body in loopback_receiver.bodies("/hook")] == ["firing", "resolved"]
+
+
+def test_an_end_whose_beginning_was_never_told_is_as_old_as_it_is(decisions, make_outbox, loopback_receiver):
+    hour = timedelta(hours=1)
+    alert_id = decisions.alert(status="resolved", age=hour)
+    fired = decisions.decide(alert_id, age=hour)
+    resolved = decisions.decide(alert_id, transition="resolved", age=hour - timedelta(minutes=5))
+    decisions.connection.execute("UPDATE alert_actions SET created_at = event_time")
+    drain(make_outbox())
+    assert decisions.outcome(fired) == ("skipped", "stale")
+    assert decisions.outcome(resolved) == ("skipped", "stale")
+    assert loopback_receiver.requests == []
+
+
+def test_an_error_that_nobody_foresaw_costs_its_action_and_no_thread(decisions, make_outbox, wait_for, caplog):
+    broken = [decisions.decide(decisions.alert(), "migrate_workload") for _ in range(3)]
+    notice = decisions.decide(decisions.alert())
+    decisions.connection.execute("UPDATE alert_actions SET next_attempt_at = 'infinity' WHERE id = %s", (notice,))
+    made = make_outbox()
+
+    def fails(_action):
+        raise RuntimeError("nobody foresaw this")
+
+    made.outbox._migrator.migrate = fails
+    stop, decided = threading.Event(), threading.Event()
+    threads = OutboxThreads(made.outbox, 2, stop, decided, made.metrics)
+    threads.start()
+    try:
+        wait_for(lambda: caplog.text.count("nobody foresaw this") >= 3, 20)
+        decisions.connection.execute("UPDATE alert_actions SET next_attempt_at = now() WHERE id = %s", (notice,))
+        wait_for(lambda: decisions.outcome(notice) == ("succeeded", None), 20)
+    finally:
+        stop.set()
+        decided.set()
+        threads.join(10)
+    assert [decisions.outcome(action)[0] for action in broken] == ["unknown"] * 3
 
 
 def test_a_worker_whose_lease_ended_changes_nothing(decisions, make_outbox, loopback_receiver):
