@@ -251,9 +251,9 @@ def measure(load: Load, seconds: float, slope_seconds: float) -> dict[str, float
         watch.sample(seconds - cold)
         after, ended = watch.numbers(), time.monotonic()
         used = cpu_seconds(watch.pid) - used
-    figures = (
-        _work(load, before, after, used, ended - began) | _promptness(load, before, after) | _memory(watch, seconds)
-    )
+    figures = _work(load, before, after, used, ended - began)
+    figures |= _promptness(load, before, after)
+    figures |= _memory(watch, seconds)
     figures["shards_fetched"] = watch.fetches
     figures["failed_fetches"] = watch.failed_fetches
     figures["fetched_mb"] = watch.fetched_bytes / 1e6

@@ -23,6 +23,8 @@ _IDLE_HANDLES: Final = 512
 _MOST_CREDENTIALS: Final = 1000
 # How often the files of secrets and certificates are looked at.
 _CREDENTIALS_CHECK_SECONDS: Final = 1.0
+# The loop's timers are exact to a millisecond, and libcurl would not name the time again if it was woken too early.
+_ALARM_SECONDS: Final = 0.001
 _HTTP_OK: Final = 200
 
 
@@ -96,7 +98,9 @@ class Fetcher:
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
         # To libcurl 0 means "four times the handles".
         self._multi.setopt(pycurl.M_MAXCONNECTS, max(1, kept_connections))
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._soon: asyncio.Handle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = self._wanted_at = float("inf")
         self._watched: dict[int, int] = {}
         self._under_way: dict[pycurl.Curl, _Transfer] = {}
         self._idle: dict[Access, list[_Transfer]] = {}
@@ -140,9 +144,10 @@ class Fetcher:
         self._multi.close()
         for fd in list(self._watched):
             self._watch(pycurl.POLL_REMOVE, fd, None, None)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for handle in (self._soon, self._alarm):
+            if handle is not None:
+                handle.cancel()
+        self._soon = self._alarm = None
 
     # -- handles ----------------------------------------------------------------------------------------------------
 
@@ -253,14 +258,39 @@ class Fetcher:
             self._watched.pop(fd, None)
 
     def _set_timer(self, milliseconds: int) -> None:
-        """Wake libcurl when it asks to be woken."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Wake libcurl when it asks to be woken: once, at the time that it named last; a negative one means never.
+
+        It names another time at each transfer's beginning and end, so an alarm that comes too early is left to come.
+        """
         if milliseconds == 0:
-            self._timer = self._loop.call_soon(self._act, pycurl.SOCKET_TIMEOUT, 0)
-        elif milliseconds > 0:
-            self._timer = self._loop.call_later(milliseconds / 1000, self._act, pycurl.SOCKET_TIMEOUT, 0)
+            if self._soon is None:
+                self._soon = self._loop.call_soon(self._go_on)
+            return
+        if milliseconds < 0:
+            self._wanted_at = float("inf")
+            return
+        self._wanted_at = time.monotonic() + milliseconds / 1000
+        if self._alarm is None or self._wanted_at < self._alarm_at:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = self._wanted_at
+        wait = max(0.0, self._alarm_at - time.monotonic()) + _ALARM_SECONDS
+        self._alarm = self._loop.call_later(wait, self._alarmed)
+
+    def _alarmed(self) -> None:
+        self._alarm = None
+        if time.monotonic() >= self._wanted_at:
+            self._wanted_at = float("inf")
+            self._act(pycurl.SOCKET_TIMEOUT, 0)
+        elif self._wanted_at < float("inf"):
+            self._set_alarm()
+
+    def _go_on(self) -> None:
+        self._soon = None
+        self._act(pycurl.SOCKET_TIMEOUT, 0)
 
     def _act(self, fd: int, ready: int) -> None:
         """Let libcurl go on, then hand out what has ended."""

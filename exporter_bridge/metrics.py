@@ -29,6 +29,21 @@ _LATENESS_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.
 _HOLD_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
 
 
+class Tally:
+    """A counter without labels, for one thread: counting costs a tenth of what prometheus_client's costs."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        """Count so many."""
+        self._total += amount
+
+    def total(self) -> float:
+        """What was counted."""
+        return self._total
+
+
 class LabelledCounter:
     """A counter with labels whose children are kept at hand."""
 
@@ -92,12 +107,17 @@ class BridgeMetrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
+        def tally(name: str, text: str) -> Tally:
+            counted = Tally()
+            self._read.counter(name, text, counted.total)
+            return counted
+
         build = Gauge(
             "gpu_bridge_build_info", "The bridge and its version.", ("version", "bridge_id"), registry=registry
         )
         build.labels(version("gpu-telemetry"), bridge_id).set(1)
 
-        self.scrapes = counter("gpu_bridge_scrapes_total", "Turns that ended: complete, failed or skipped.")
+        self.scrapes = tally("gpu_bridge_scrapes", "Turns that ended: complete, failed or skipped.")
         self.scrape_failures = LabelledCounter(
             counter("gpu_bridge_scrape_failures_total", "Turns without a page, by reason.", "reason")
         )
@@ -114,9 +134,9 @@ class BridgeMetrics:
                 _HOLD_BUCKETS,
             )
         )
-        self.scraped_bytes = counter("gpu_bridge_scraped_bytes_total", "Bytes of pages read.")
-        self.samples = counter("gpu_bridge_samples_total", "Samples read from pages.")
-        self.gpu_records = counter("gpu_bridge_gpu_records_total", "GPU records made from pages.")
+        self.scraped_bytes = tally("gpu_bridge_scraped_bytes", "Bytes of pages read.")
+        self.samples = tally("gpu_bridge_samples", "Samples read from pages.")
+        self.gpu_records = tally("gpu_bridge_gpu_records", "GPU records made from pages.")
         self.refused_lines = LabelledCounter(
             counter("gpu_bridge_refused_lines_total", "Lines of pages that were not understood.", "reason")
         )
@@ -132,12 +152,12 @@ class BridgeMetrics:
         self.dropped_gpu_records = LabelledCounter(
             counter("gpu_bridge_dropped_gpu_records_total", "GPU records that will not reach Kafka.", "reason")
         )
-        self.delivered_messages = counter("gpu_bridge_delivered_messages_total", "Messages that Kafka acknowledged.")
+        self.delivered_messages = tally("gpu_bridge_delivered_messages", "Messages that Kafka acknowledged.")
         self.failed_deliveries = LabelledCounter(
             counter("gpu_bridge_failed_deliveries_total", "Messages that Kafka or its client refused.", "error")
         )
-        self.removed_nodes = counter("gpu_bridge_removed_nodes_total", "Nodes that left the configuration for good.")
-        self.internal_errors = counter("gpu_bridge_internal_errors_total", "Pages on which the bridge itself failed.")
+        self.removed_nodes = tally("gpu_bridge_removed_nodes", "Nodes that left the configuration for good.")
+        self.internal_errors = tally("gpu_bridge_internal_errors", "Pages on which the bridge itself failed.")
         self.reload_success = Gauge(
             "gpu_bridge_config_reload_success", "Whether the last read of the targets was good.", registry=registry
         )

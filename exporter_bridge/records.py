@@ -5,8 +5,8 @@ number; what cannot be ascribed to a GPU is counted by entity in `not_recorded`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+import msgspec
 from xxhash import xxh3_128_digest
 
 from exporter_bridge.judging import UNCONVERTIBLE, measure_of
@@ -19,8 +19,7 @@ from exporter_bridge.writing import Turn, Unbelieved, closing, head, judged, pre
 __all__ = ["RecordBuilder", "Scrape", "Turn"]
 
 
-@dataclass(frozen=True, slots=True)
-class Scrape:
+class Scrape(msgspec.Struct, frozen=True):
     """The messages of one turn, all keyed by `node_id`, the closing record last.
 
     `rejected` counts values that were not believed by (name, reason); `not_recorded` counts samples that no GPU record
@@ -77,10 +76,11 @@ class RecordBuilder:
         start = prefix(turn)
         messages = []
         for number, (identity, record) in enumerate(zip(self._heads, plan.records, strict=True)):
-            body = None if number in careful else written(record, tokens, values)
-            if body is None:
-                body = judged(record, tokens, values, unconvertible.get(number, {}), rejected)
-            messages.append(b"".join((start, identity, body)))
+            message = None if number in careful else written(record, start + identity, tokens, values)
+            if message is None:
+                rest = judged(record, tokens, values, unconvertible.get(number, {}), rejected)
+                message = b"".join((start, identity, rest))
+            messages.append(message)
         uuids = list(dict.fromkeys((*self._gpu_uuids, *page.refused_uuids)))
         messages.append(self._closing(turn, gpu_records=len(messages), gpu_uuids=uuids))
         return Scrape(turn.node_id, messages, len(messages) - 1, rejected, self._not_recorded)

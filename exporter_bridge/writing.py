@@ -1,7 +1,6 @@
 """The JSON of a record: quickly from the plan's parts where every value is good, value by value where one is not."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
@@ -19,8 +18,7 @@ _encode: Final = msgspec.json.Encoder().encode
 Unbelieved = dict[str, dict[str, str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What the bridge knows of one turn of one node when it ends.
 
     `reason` says why it failed (`up` is false) and is None otherwise. `hostname` and `datacenter` are the target's own
@@ -39,7 +37,7 @@ class Turn:
     datacenter: str | None = None
     instance: str | None = None
     duration_ms: float | None = None
-    drops: Mapping[str, DropCount] = field(default_factory=dict)
+    drops: Mapping[str, DropCount] = {}
     trace: str | None = None
     removed: bool = False
 
@@ -75,8 +73,8 @@ def head(owner: Owner, turn: Turn) -> bytes:
     return b"," + _encode({name: value for name, value in record.items() if value is not None})[1:-1]
 
 
-def written(record: RecordPlan, tokens: Sequence[bytes], values: Sequence[float]) -> bytes | None:
-    """The rest of a record whose values are all good, or None if it takes more care than that."""
+def written(record: RecordPlan, start: bytes, tokens: Sequence[bytes], values: Sequence[float]) -> bytes | None:
+    """The record that begins with `start` and whose values are all good, or None if it takes more care than that."""
     texts = [*record.pick(tokens)]
     for position, divisor in record.scaled:
         texts.append(_encode(values[position] / divisor))
@@ -91,6 +89,7 @@ def written(record: RecordPlan, tokens: Sequence[bytes], values: Sequence[float]
                 return None
             texts.append(b"%d" % total)
     parts = record.parts.copy()
+    parts[0] = start + parts[0]
     parts[1::2] = texts
     return b"".join(parts)
 

@@ -159,6 +159,25 @@ def test_a_hanging_exporter_costs_the_others_nothing(on_loop, loopback):
     assert (still, under_way) == (50, 50)
 
 
+def test_time_outs_of_every_length_come_in_time_while_other_transfers_come_and_go(on_loop, loopback):
+    async def run():
+        exporter = loopback.Exporter(answers={"/hang": loopback.hang})
+        async with loopback.serving(exporter):
+            fetcher = Fetcher(asyncio.get_running_loop(), body_limit_bytes=100_000, kept_connections=10)
+            limits = [1.2, 0.1, 0.6, 0.3, 0.9, 0.2]
+            hanging = [asyncio.ensure_future(ask(fetcher, exporter.url("/hang"), seconds=limit)) for limit in limits]
+            while not all(task.done() for task in hanging[1:]):
+                await ask(fetcher, exporter.url())
+            # The longest is waited for with nothing else going on.
+            answers = await asyncio.gather(*hanging)
+            fetcher.close()
+            return [(answer.reason, answer.seconds - limit) for answer, limit in zip(answers, limits, strict=True)]
+
+    for reason, late in on_loop(run()):
+        assert reason == "timeout"
+        assert -0.01 <= late < 1
+
+
 def test_no_proxy_of_the_environment_stands_between(on_loop, loopback, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
 
