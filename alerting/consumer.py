@@ -31,6 +31,10 @@ _REQUEST_TIMEOUT_SECONDS: Final = 10.0
 _HINT_INTERVAL_SECONDS: Final = 1.0
 # What librdkafka may fetch ahead for each partition: a few batches, however far behind the worker is.
 _FETCHED_AHEAD_KIB: Final = 16 * 1024
+# A fetch waits for so much, up to so long: one for every few messages that arrive costs the broker more than storing
+# them did, and a batch waits as long anyway.
+_FETCH_BYTES: Final = 1024**2
+_FETCH_WAIT_MS: Final = 100
 
 
 class ConsumerFailed(RuntimeError):
@@ -54,6 +58,8 @@ class RecordStream:
             auto_offset_reset="error",
             partition_assignment_strategy="cooperative-sticky",
             queued_max_messages_kbytes=_FETCHED_AHEAD_KIB,
+            fetch_min_bytes=_FETCH_BYTES,
+            fetch_wait_max_ms=_FETCH_WAIT_MS,
         )
         if settings.instance_id is not None:
             configuration["group.instance.id"] = settings.instance_id

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -14,12 +15,18 @@ from gpu_telemetry.records import SCHEMA_VERSION, GpuRecord, ScrapeRecord
 
 _POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_TEXT_OID: Final = 25
+_TEXTS: Final = Struct("!iiIii")
+_LENGTH: Final = Struct("!i")
+_NO_TEXTS: Final = Struct("!iiI").pack(0, 0, _TEXT_OID)
+_encode_json: Final = msgspec.json.Encoder().encode
 
 
 class Table(NamedTuple):
     """A table that rows are copied into: its columns, and the types that their values are sent as.
 
-    A timestamptz is sent as what it is on the wire, an int8 of microseconds since 2000: many rows share one.
+    What is costly to send is given as it is on the wire: a timestamptz as an int8 of microseconds since 2000, which
+    many rows share; a jsonb and a text[] as bytes.
     """
 
     name: str
@@ -69,7 +76,7 @@ _MEASURED: Final = tuple(field.name for field in FIELDS)
 GPU_METRICS: Final = Table(
     "gpu_metrics",
     ("placement_id", "node_id", "gpu_index", *_MEASURED, "workloads", "fields", "rejected", "collected_at"),
-    ("int4", "text", "int4", *map(_column_type, _MEASURED), "jsonb", "jsonb", "jsonb", "int8"),
+    ("int4", "text", "int4", *map(_column_type, _MEASURED), "bytea", "bytea", "bytea", "int8"),
 )
 SCRAPES: Final = Table(
     "scrapes",
@@ -99,11 +106,11 @@ SCRAPES: Final = Table(
         "bool",
         "text",
         "int4",
-        "text[]",
+        "bytea",
         "float8",
         "int4",
         "int8",
-        "jsonb",
+        "bytea",
         "text",
         "bool",
     ),
@@ -158,6 +165,22 @@ def wire_time(moment: datetime) -> int:
     return (moment - _POSTGRES_EPOCH) // _MICROSECOND
 
 
+def wire_json(value: object) -> bytes:
+    """A value as PostgreSQL takes a jsonb: the version of the format, then the text."""
+    return b"\x01" + _encode_json(value)
+
+
+def wire_texts(values: Sequence[str]) -> bytes:
+    """A list as PostgreSQL takes a text[]: dimensions, nulls, the elements' type; length and first index; elements."""
+    if not values:
+        return _NO_TEXTS
+    texts = [value.encode() for value in values]
+    parts = [_TEXTS.pack(1, 0, _TEXT_OID, len(texts), 1)]
+    for text in texts:
+        parts += (_LENGTH.pack(len(text)), text)
+    return b"".join(parts)
+
+
 def gpu_row(placement_id: int, record: GpuRecord, collected_at: int) -> tuple[Any, ...]:
     """The row of a GPU record; `collected_at` is its time on the wire."""
     return (
@@ -165,9 +188,9 @@ def gpu_row(placement_id: int, record: GpuRecord, collected_at: int) -> tuple[An
         record.node_id,
         record.gpu_index,
         *measured_values(record),
-        record.workloads or None,
-        record.fields or None,
-        record.rejected or None,
+        wire_json(record.workloads) if record.workloads else None,
+        wire_json(record.fields) if record.fields else None,
+        wire_json(record.rejected) if record.rejected else None,
         collected_at,
     )
 
@@ -183,11 +206,11 @@ def scrape_row(record: ScrapeRecord, collected_at: int) -> tuple[Any, ...]:
         record.up,
         record.reason,
         record.gpu_records,
-        record.gpu_uuids,
+        wire_texts(record.gpu_uuids),
         record.duration_ms,
         record.interval_ms,
         None if record.changed_at is None else wire_time(record.changed_at),
-        record.drops or None,
+        wire_json(record.drops) if record.drops else None,
         record.trace,
         record.removed,
     )

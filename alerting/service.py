@@ -1,5 +1,6 @@
 """The alert engine as one process: its parts put together, started, and stopped in the order that loses nothing."""
 
+import gc
 import logging
 import signal
 import threading
@@ -20,6 +21,7 @@ from alerting.dead_letters import DeadLetterPublisher, make_producer
 from alerting.engine import Engine
 from alerting.housekeeping import Housekeeping
 from alerting.intake import Intake
+from alerting.log_watch import LogWatch
 from alerting.lookout import Lookout
 from alerting.metrics import Metrics, make_listener
 from alerting.outbox import Outbox, OutboxThreads
@@ -38,6 +40,8 @@ from gpu_telemetry.settings import DatabaseSettings, KafkaSettings, split_addres
 _log = logging.getLogger(__name__)
 
 _ACTIONS_DEADLINE_SECONDS: Final = 8.0
+# A full batch makes some fifty thousand that the collector counts.
+_OBJECTS_BETWEEN_COLLECTIONS: Final = 100_000
 
 
 class Stopped(Exception):
@@ -108,6 +112,7 @@ class Service:
                 stream=stream,
                 intake=intake,
                 lookout=lookout,
+                log_watch=LogWatch(self._kafka),
                 metrics=metrics,
                 clock=clock,
                 stop=self._stop,
@@ -149,6 +154,7 @@ class Service:
         )
         threads = OutboxThreads(outbox, settings.action_workers, self._stop, self._decided, metrics)
         housekeeping = Housekeeping(self._database_settings, settings, metrics, clock)
+        _settle_memory()
         pool.open()
         housekeeping.start()
         threads.start()
@@ -176,6 +182,16 @@ class Service:
                 _log.warning("not there yet: %s; trying again in %.1f s", _in_words(error), delay)
                 self._stop.wait(delay)
         raise Stopped
+
+
+def _settle_memory() -> None:
+    """Keep the garbage collector from walking over each batch several times: what a batch makes has no cycles.
+
+    It took a tenth of the worker's time (measured); every so many objects it still looks.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 10, 10)
 
 
 def _in_words(error: psycopg.OperationalError | KafkaException) -> str:
