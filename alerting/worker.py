@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException
 from alerting.batch import Batch, decode_batch
 from alerting.consumer import RecordStream
 from alerting.intake import Intake
+from alerting.log_watch import LogWatch
 from alerting.lookout import Lookout
 from alerting.metrics import Metrics
 from alerting.placing import place
@@ -40,6 +41,7 @@ class Worker:
         stream: RecordStream,
         intake: Intake,
         lookout: Lookout,
+        log_watch: LogWatch,
         metrics: Metrics,
         clock: Clock,
         stop: threading.Event,
@@ -53,6 +55,7 @@ class Worker:
         self._stream = stream
         self._intake = intake
         self._lookout = lookout
+        self._log_watch = log_watch
         self._metrics = metrics
         self._clock = clock
         self._stop = stop
@@ -78,6 +81,7 @@ class Worker:
             self._session.close()
 
     def _cycle(self) -> None:
+        self._look_at_log()
         if self._stream.unplaced and self._clock.monotonic() >= self._placing_after:
             self._place()
         taken = self._stream.take(self._most_records, self._longest_seconds)
@@ -88,6 +92,14 @@ class Worker:
         elif now - self._commands_at >= _COMMAND_POLL_SECONDS and self._commands_wait(now):
             self._take_in(Batch(), 0, now)
         self._lookout.look(self._stream.placed, self._clock.monotonic())
+
+    def _look_at_log(self) -> None:
+        """Place the partitions anew whose offsets count in a log that is no more."""
+        log = self._log_watch.poll(self._clock.monotonic())
+        stale = [part for part in self._stream.placed if log and part.position and part.position.log != log]
+        if stale:
+            _log.error("%s is another log than before, made anew or on a rebuilt broker", self._topic)
+            self._stream.restart(stale)
 
     def _place(self) -> None:
         """Lead new partitions to their offsets; what cannot be reached is tried again later, without blocking."""

@@ -132,3 +132,20 @@ def test_a_topic_made_anew_is_read_from_its_start(stream, admin, make_fleet, sta
     assert stream.query("SELECT reason, from_offset, to_offset FROM stream_gaps ORDER BY from_offset DESC LIMIT 1") == [
         ("rebuilt", 6, 0)
     ]
+
+
+def test_a_topic_made_anew_under_a_running_worker_is_read_from_its_start(stream, admin, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=1, gpus=1, start=datetime.now(UTC) - timedelta(minutes=20))
+    for _ in range(3):
+        stream.send(*fleet.round())
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 6, 30)
+    admin.delete_topics([stream.kafka.topic])[stream.kafka.topic].result(20)
+    wait_for(lambda: stream.kafka.topic in ensure_topics(stream.kafka), 20)
+    # More than the old topic had: the old offset lies within the new log, where nothing tells that it is another one.
+    for _ in range(8):
+        stream.send(*fleet.round())
+    stream.flush()
+    wait_for(lambda: stream.count("scrapes") == 11, 60, lambda: stream.query("SELECT * FROM stream_gaps"))
+    assert set(stream.query("SELECT reason, to_offset FROM stream_gaps")) == {("rebuilt", 0)}
