@@ -53,7 +53,41 @@ JOIN gpus g USING (gpu_uuid)
 ORDER BY s.gpu_index, s.mig_instance NULLS FIRST, s.last_collected_at DESC NULLS LAST, s.placement_id DESC
 
 -- name: node_metrics
--- A node's rows, newest first. Each placement gives its newest by its own index; of those the newest are kept.
+-- A node's rows, newest first, of one index probe a placement. No row older than `oldest` can be among them: n placements
+-- are in the newest turn, and each of them has limit / n rows since then.
+WITH newest AS (
+    SELECT p.placement_id, r.collected_at
+    FROM placements p
+    CROSS JOIN LATERAL (
+        SELECT collected_at
+        FROM gpu_metrics
+        WHERE placement_id = p.placement_id
+          AND (%(after_time)s::timestamptz IS NULL
+               OR (collected_at <= %(after_time)s
+                   AND (collected_at < %(after_time)s OR placement_id > %(after_placement)s)))
+        ORDER BY collected_at DESC
+        LIMIT 1
+    ) r
+    WHERE p.node_id = %(node)s
+), oldest AS (
+    SELECT min(coalesce(r.collected_at, '-infinity')) AS at
+    FROM (
+        SELECT placement_id, count(*) OVER () AS placements
+        FROM newest
+        WHERE collected_at = (SELECT max(collected_at) FROM newest)
+    ) c
+    LEFT JOIN LATERAL (
+        SELECT collected_at
+        FROM gpu_metrics
+        WHERE placement_id = c.placement_id
+          AND (%(after_time)s::timestamptz IS NULL
+               OR (collected_at <= %(after_time)s
+                   AND (collected_at < %(after_time)s OR placement_id > %(after_placement)s)))
+        ORDER BY collected_at DESC
+        OFFSET (%(limit)s - 1) / c.placements
+        LIMIT 1
+    ) r ON true
+)
 SELECT m.*, p.gpu_uuid, p.mig_instance, p.mig_profile, g.model
 FROM placements p
 JOIN gpus g USING (gpu_uuid)
@@ -61,6 +95,7 @@ CROSS JOIN LATERAL (
     SELECT *
     FROM gpu_metrics
     WHERE placement_id = p.placement_id
+      AND collected_at >= (SELECT at FROM oldest)
       AND (%(after_time)s::timestamptz IS NULL
            OR (collected_at <= %(after_time)s
                AND (collected_at < %(after_time)s OR placement_id > %(after_placement)s)))

@@ -3,10 +3,11 @@
 Keys are stable: what was not measured or does not apply is null. Times are RFC 3339 in UTC with milliseconds and `Z`.
 """
 
+import functools
 import types
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Annotated, Any, Final, Literal, TypeVar
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,14 +20,12 @@ NodeStatus = Literal["healthy", "warning", "critical", "down", "unknown"]
 AlertStatus = Literal["active", "resolved"]
 Severity = Literal["info", "warning", "critical"]
 ActionStatus = Literal["pending", "running", "succeeded", "failed", "unknown", "skipped"]
-Timestamp = Annotated[
-    str,
-    Meta(
-        description="RFC 3339, UTC, milliseconds",
-        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
-        extra_json_schema={"format": "date-time", "examples": ["2026-01-31T12:00:00.000Z"]},
-    ),
-]
+_WRITTEN_TIME: Final = Meta(
+    description="RFC 3339, UTC, milliseconds",
+    pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
+    extra_json_schema={"format": "date-time", "examples": ["2026-01-31T12:00:00.000Z"]},
+)
+Timestamp = Annotated[str, _WRITTEN_TIME]
 AnyStruct = TypeVar("AnyStruct", bound=Struct)
 
 
@@ -345,12 +344,39 @@ MetricRows: Final = types.GenericAlias(list, (MetricRow,))
 _EMPTY: Final[dict[str, Any]] = {"workloads": [], "fields": {}, "rejected": {}}
 
 
+class _Layout(NamedTuple):
+    """How a row becomes a struct: which columns in order, and which of these are times or never null."""
+
+    columns: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    times: tuple[int, ...]
+    promised: tuple[tuple[int, Any], ...]
+
+
 def shape(struct: type[AnyStruct], row: Mapping[str, Any], **rest: object) -> AnyStruct:
-    """A row of a query as one of the structs; columns that it does not have are left out."""
-    return struct(**{name: _value(name, row[name]) for name in struct.__struct_fields__ if name not in rest}, **rest)
+    """A row of a query as one of the structs; `rest` are its last fields, those that are no columns."""
+    layout = _layout(struct, len(rest))
+    values = list(layout.columns(row))
+    for place in layout.times:
+        if (moment := values[place]) is not None:
+            values[place] = rfc3339(moment)
+    for place, empty in layout.promised:
+        if values[place] is None:
+            values[place] = empty
+    return struct(*values, **rest)
 
 
-def _value(name: str, value: object) -> object:
-    if value is None:
-        return _EMPTY.get(name)
-    return rfc3339(value) if isinstance(value, datetime) else value
+@functools.cache
+def _layout(struct: type[Struct], rest: int) -> _Layout:
+    # Looked up once: an answer of 10,000 rows has half a million values.
+    names = struct.__struct_fields__[: len(struct.__struct_fields__) - rest]
+    hints = get_type_hints(struct, include_extras=True)
+    return _Layout(
+        columns=itemgetter(*names),
+        times=tuple(place for place, name in enumerate(names) if _is_time(hints[name])),
+        promised=tuple((place, _EMPTY[name]) for place, name in enumerate(names) if name in _EMPTY),
+    )
+
+
+def _is_time(hint: object) -> bool:
+    """Whether a field's type is Timestamp, described or optional as it may be."""
+    return any(part is _WRITTEN_TIME or _is_time(part) for part in get_args(hint))

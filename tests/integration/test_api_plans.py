@@ -61,24 +61,58 @@ def history(postgres_url):
         yield connection
 
 
-def rows_read(connection, query, parameters, table="gpu_metrics"):
-    """How many rows of a partitioned table were looked at, those that a filter threw away included."""
+def plan_nodes(connection, query, parameters):
+    """Every node of the plan of a query that was carried out."""
     explained = connection.execute(b"EXPLAIN (ANALYZE, FORMAT JSON) " + query, parameters).fetchone()[0]
+    pending = [explained[0]["Plan"]]
+    while pending:
+        node = pending.pop()
+        pending += node.get("Plans", [])
+        yield node
 
-    def scans(node):
-        if str(node.get("Relation Name", "")).startswith(table):
+
+def scans(connection, query, parameters, table):
+    """The scans of a table, or of a partitioned table's parts, that were carried out at least once."""
+    for node in plan_nodes(connection, query, parameters):
+        if str(node.get("Relation Name", "")).startswith(table) and node["Actual Loops"] > 0:
             yield node
-        for part in node.get("Plans", []):
-            yield from scans(part)
 
+
+def rows_read(connection, query, parameters, table="gpu_metrics"):
+    """How many rows of a table were looked at, those that a filter threw away included."""
     return sum(
         (scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)) * scan["Actual Loops"]
-        for scan in scans(explained[0]["Plan"])
+        for scan in scans(connection, query, parameters, table)
+    )
+
+
+def days_read(connection, query, parameters, table="gpu_metrics"):
+    """The days, as in 20260131, whose parts were looked into; the empty ones that lie ahead left out."""
+    days = {scan["Relation Name"].rpartition("_")[2] for scan in scans(connection, query, parameters, table)}
+    return sorted(days - {"20260201", "20260202"})
+
+
+def rows_sorted(connection, query, parameters):
+    """The most rows that any one sort of the plan was given."""
+    return max(
+        part["Actual Rows"]
+        for node in plan_nodes(connection, query, parameters)
+        if node["Node Type"] in {"Sort", "Incremental Sort"}
+        for part in node["Plans"]
     )
 
 
 def test_the_latest_metrics_read_one_row_for_every_gpu(history):
     assert rows_read(history, queries.LATEST_METRICS, LATEST) == GPUS
+
+
+@pytest.mark.parametrize("filters", [{}, {"node": "node-7"}])
+def test_the_latest_metrics_are_one_search_of_the_newest_days_index_for_every_gpu(history, filters):
+    given = len(queries.fetch(history, queries.LATEST_METRICS, LATEST | filters))
+    found = list(scans(history, queries.LATEST_METRICS, LATEST | filters, "gpu_metrics_20260131"))
+    assert [scan["Index Name"] for scan in found] == ["gpu_metrics_20260131_placement_id_collected_at_key"]
+    assert sum(scan["Index Searches"] for scan in found) == given
+    assert days_read(history, queries.LATEST_METRICS, LATEST | filters) == ["20260131"]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +126,76 @@ def test_a_filter_a_cursor_or_a_limit_reads_no_more_than_it_gives(history, filte
     assert rows_read(history, queries.LATEST_METRICS, LATEST | filters) == given
 
 
-def test_a_nodes_newest_metrics_read_no_more_than_the_limit_for_each_of_its_gpus(history):
-    assert 0 < rows_read(history, queries.NODE_METRICS, NODE_METRICS) <= 8 * NODE_METRICS["limit"]
+# A page's rows, those of its last turn that are over, and as many entries of an index to find where the page ends.
+PAGE = 2 * (NODE_METRICS["limit"] + 8) + 8
+
+
+def test_a_nodes_newest_metrics_read_little_more_than_they_give(history):
+    assert 0 < rows_read(history, queries.NODE_METRICS, NODE_METRICS) <= PAGE
+    assert days_read(history, queries.NODE_METRICS, NODE_METRICS) == ["20260131"]
 
 
 def test_a_page_deep_in_a_nodes_history_reads_no_more_than_the_first(history):
     deep = NODE_METRICS | {"after_time": "2026-01-29T12:00:00Z", "after_placement": 60}
-    assert 0 < rows_read(history, queries.NODE_METRICS, deep) <= 8 * (NODE_METRICS["limit"] + 1)
+    assert 0 < rows_read(history, queries.NODE_METRICS, deep) <= PAGE
+    assert days_read(history, queries.NODE_METRICS, deep) == ["20260129"]
+
+
+def test_a_long_page_of_a_node_sorts_its_own_rows_alone_and_reads_the_days_they_are_of(history):
+    long = NODE_METRICS | {"limit": 401}  # 8 GPUs, 40 turns a day
+    assert rows_read(history, queries.NODE_METRICS, long) <= 2 * (401 + 8) + 8
+    assert rows_sorted(history, queries.NODE_METRICS, long) <= 401 + 8
+    assert days_read(history, queries.NODE_METRICS, long) == ["20260130", "20260131"]
+
+
+@pytest.fixture
+def uneven(history):
+    """The history in which node-7 lost a GPU on the second day, has one with MIG instances, and one since an hour."""
+    history.execute(
+        """
+        DELETE FROM gpu_metrics WHERE placement_id = 58 AND collected_at > '2026-01-29 13:00';
+        INSERT INTO gpus (gpu_uuid, first_seen) VALUES ('GPU-new', '2026-01-31 23:00');
+        INSERT INTO placements (node_id, gpu_index, gpu_uuid, mig_instance, since) OVERRIDING SYSTEM VALUE
+        SELECT 'node-7', index, gpu, mig, '2026-01-28'
+        FROM (VALUES (1, 'GPU-new', NULL), (2, 'GPU-new', '1'), (2, 'GPU-new', '2')) new (index, gpu, mig);
+        INSERT INTO gpu_metrics (placement_id, node_id, gpu_index, collected_at)
+        SELECT p.placement_id, 'node-7', p.gpu_index, m.collected_at
+        FROM placements p, gpu_metrics m
+        WHERE p.gpu_uuid = 'GPU-new' AND m.placement_id = 57
+          AND (p.mig_instance IS NOT NULL OR m.collected_at > '2026-01-31 23:00');
+        DELETE FROM gpu_metrics
+        WHERE placement_id = 60 AND extract(minute FROM collected_at) > 20 AND collected_at > '2026-01-30';
+        """
+    )
+    return history
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        {},
+        {"after_time": "2026-01-31T22:48:00Z", "after_placement": 60},
+        {"after_time": "2026-01-29T12:36:00Z", "after_placement": 58},
+        {"after_time": "2026-01-28T00:00:00Z", "after_placement": 62},
+    ],
+)
+def test_a_nodes_metrics_are_those_that_a_look_at_every_row_would_give(uneven, after):
+    every = uneven.execute(
+        """
+        SELECT collected_at, placement_id
+        FROM gpu_metrics
+        WHERE node_id = %(node)s
+          AND (%(after_time)s::timestamptz IS NULL
+               OR collected_at < %(after_time)s
+               OR (collected_at = %(after_time)s AND placement_id > %(after_placement)s))
+        ORDER BY collected_at DESC, placement_id
+        """,
+        NODE_METRICS | after,
+    ).fetchall()
+    assert every
+    for limit in (1, 2, 8, 11, 400, 5000):
+        rows = queries.fetch(uneven, queries.NODE_METRICS, NODE_METRICS | after | {"limit": limit})
+        assert [(row["collected_at"], row["placement_id"]) for row in rows] == every[:limit], f"limit {limit}"
 
 
 LEDGER = {
@@ -119,6 +216,8 @@ def test_the_ledger_of_an_hour_reads_the_rows_of_that_hour_and_of_its_page_alone
     assert rows_read(history, queries.LEDGER, LEDGER | filters) == 16 * nodes
     # An hour's two closing records of each node, and the one before them.
     assert rows_read(history, queries.LEDGER, LEDGER | filters, "scrapes") == 3 * nodes
+    assert days_read(history, queries.LEDGER, LEDGER | filters) == ["20260130"]
+    assert days_read(history, queries.LEDGER, LEDGER | filters, "scrapes") == ["20260130"]
 
 
 def test_the_ledgers_totals_read_each_row_of_their_range_once(history):
@@ -142,3 +241,57 @@ def test_the_errors_of_a_gpu_read_its_own_rows_of_the_last_day(history):
 
 def test_the_fleet_at_a_glance_reads_one_row_for_every_gpu(history):
     assert rows_read(history, queries.FLEET_GPUS, {"now": datetime(2026, 1, 31, tzinfo=UTC)}) == GPUS
+
+
+ALERTS = {
+    "status": "active",
+    "severity": None,
+    "type": None,
+    "node": None,
+    "since": None,
+    "after_time": None,
+    "after_id": None,
+    "limit": 1001,
+}
+ACTIVE = 30
+
+
+@pytest.fixture
+def alerted(history):
+    """The history with 6,000 alerts behind it, of which 30 are active, the oldest among them."""
+    history.execute(
+        f"""
+        INSERT INTO alerts (rule, alert_type, node_id, gpu_index, gpu_uuid, severity, message, status, triggered_at,
+                            resolved_at, resolved_reason)
+        SELECT 'high_power', 'high_power', p.node_id, p.gpu_index, p.gpu_uuid, 'warning', 'hot',
+               CASE WHEN n % 200 = 0 THEN 'active' ELSE 'resolved' END, at,
+               CASE WHEN n % 200 > 0 THEN at + interval '1 minute' END, CASE WHEN n % 200 > 0 THEN 'cleared' END
+        FROM generate_series(0, {200 * ACTIVE - 1}) n
+        JOIN placements p ON p.placement_id = 1 + (n % 200 + n / 200 * 8) % {GPUS},
+             LATERAL (SELECT '2026-01-28'::timestamptz + n * interval '57 seconds' AS at) t;
+        ANALYZE alerts, nodes;
+        """.encode()
+    )
+    return history
+
+
+def test_the_active_alerts_are_found_without_a_look_at_the_resolved_ones(alerted):
+    assert len(queries.fetch(alerted, queries.ALERTS, ALERTS)) == ACTIVE
+    assert rows_read(alerted, queries.ALERTS, ALERTS, "alerts") == ACTIVE
+
+
+def test_the_list_of_nodes_reads_each_node_once_the_active_alerts_and_no_measurement(alerted):
+    parameters = {
+        "now": datetime(2026, 2, 1, tzinfo=UTC),
+        "removed": False,
+        "datacenter": None,
+        "status": None,
+        "after_node": None,
+        "limit": 1001,
+    }
+    nodes = queries.fetch(alerted, queries.NODES, parameters)
+    assert (len(nodes), sum(node["active_alerts"] for node in nodes)) == (NODES, ACTIVE)
+    assert rows_read(alerted, queries.NODES, parameters, "nodes") == NODES
+    assert rows_read(alerted, queries.NODES, parameters, "alerts") == ACTIVE
+    assert not list(scans(alerted, queries.NODES, parameters, "gpu_metrics"))
+    assert not list(scans(alerted, queries.NODES, parameters, "scrapes"))
