@@ -1,0 +1,254 @@
+"""How long the REST API takes on a fleet's history, over HTTP, from its real server and a real PostgreSQL.
+
+`python -m benchmarks.api --rows 10000000` fills a database of its own by COPY (about 4 GB of disk for 10 million rows,
+given back at the end), asks each route once when nothing is in memory, and then many times, one request after another.
+Beside the wall time stands the CPU time of the API and of PostgreSQL, which a busy machine moves less.
+"""
+
+import argparse
+import http.client
+import os
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+from benchmarks.cpu import Machine, Stopwatch
+from benchmarks.history import History, fill
+from benchmarks.processes import free_ports, process, wait
+from gpu_telemetry.clock import rfc3339
+from gpu_telemetry.local.postgres import PostgresServer
+from gpu_telemetry.settings import DatabaseSettings
+
+ROWS: Final = 10_000_000
+NODES: Final = 1000
+REQUESTS: Final = 200
+_WARM_UP: Final = 5
+# A slow route gets fewer requests, so that the whole run is bounded.
+_ROUTE_SECONDS: Final = 20.0
+_BYTES_A_ROW: Final = 600  # the row, its two index entries, its share of closing records and of the log
+_TIMEOUT_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route and the paths that it is asked by in turn, so that no answer is the one before."""
+
+    name: str
+    paths: list[str]
+
+
+class Times(NamedTuple):
+    """What the requests of one route took: milliseconds, of the wall and of CPU a request, and bytes an answer."""
+
+    requests: int
+    first: float
+    p50: float
+    p95: float
+    p99: float
+    api_cpu: float
+    postgres_cpu: float
+    size: float
+
+
+def routes(history: History) -> list[Route]:
+    """The routes that are measured, the cheapest first: /healthz is what a request costs by itself."""
+    nodes, gpus = history.node_ids[:: max(len(history.node_ids) // 97, 1)], history.gpu_uuids[::61]
+    # A full hour: what the running one holds depends on when one looks.
+    hour = quote(rfc3339(history.ended_at.replace(minute=0, second=0, microsecond=0)))
+    return [
+        Route("healthz", ["/healthz"]),
+        Route("alerts_active", ["/api/v1/alerts/active"]),
+        Route("nodes", ["/api/v1/nodes"]),
+        Route("node", [f"/api/v1/nodes/{node}" for node in nodes]),
+        Route("node_metrics", [f"/api/v1/nodes/{node}/metrics?limit=100" for node in nodes]),
+        Route("metrics_latest_of_node", [f"/api/v1/metrics/latest?node={node}" for node in nodes]),
+        Route("metrics_latest", ["/api/v1/metrics/latest"]),
+        Route("gpus", ["/api/v1/gpus"]),
+        Route("gpu", [f"/api/v1/gpus/{gpu}" for gpu in gpus]),
+        Route("ledger_of_node", [f"/api/v1/ledger?node={node}" for node in nodes]),
+        Route("ledger", [f"/api/v1/ledger?until={hour}"]),
+        Route("fleet_summary", ["/api/v1/fleet/summary"]),
+        Route("node_metrics_10000", [f"/api/v1/nodes/{node}/metrics?limit=10000" for node in nodes]),
+        Route("metrics_latest_10000", ["/api/v1/metrics/latest?limit=10000"]),
+    ]
+
+
+def run(rows: int = ROWS, nodes: int = NODES, requests: int = REQUESTS, home: Path | None = None) -> dict[str, float]:
+    """The figures of every route; `home` is where the database is made, the system's temporary directory if None.
+
+    Raises:
+        RuntimeError: there is too little disk, or a request was not answered 200.
+    """
+    home = Path(tempfile.gettempdir()) if home is None else home
+    free = shutil.disk_usage(home).free
+    if free < rows * _BYTES_A_ROW:
+        raise RuntimeError(
+            f"{rows:,} rows take {rows * _BYTES_A_ROW / 1e9:.1f} GB, {home} has {free / 1e9:.1f} GB free"
+        )
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="gpu-telemetry-api-", dir=home) as directory:
+        root = Path(directory)
+        root.chmod(0o755)
+        server = PostgresServer(
+            root / "postgres", *free_ports(1), log=root / "postgres.log", password=False, durable=False
+        )
+        server.start()
+        try:
+            started = time.monotonic()
+            history = fill(
+                DatabaseSettings.load(url=SecretStr(server.url)), rows=rows, nodes=nodes, now=datetime.now(UTC)
+            )
+            disk = _size(root)
+            print(
+                f"  {history.rows:,} rows and {history.scrapes:,} closing records of {nodes:,} nodes over"
+                f" {(history.ended_at - history.started_at) / timedelta(days=1):.1f} days,"
+                f" filled in {time.monotonic() - started:.0f} s; {disk / 1e9:.2f} GB on disk",
+                flush=True,
+            )
+            figures["api_benchmark_disk_gb"] = disk / 1e9
+            _print_header()
+            before = Machine.now()
+            for route in routes(history):
+                times = _measure(server, route, requests, root)
+                _print_times(route.name, times)
+                figures |= {
+                    f"api_first_ms_{route.name}": times.first,
+                    f"api_p50_ms_{route.name}": times.p50,
+                    f"api_p95_ms_{route.name}": times.p95,
+                    f"api_p99_ms_{route.name}": times.p99,
+                    f"api_cpu_ms_{route.name}": times.api_cpu,
+                    f"api_postgres_cpu_ms_{route.name}": times.postgres_cpu,
+                }
+            busy, stolen = Machine.now().since(before)
+            print(f"  the machine was {busy:.0%} busy, {stolen:.0%} stolen, load {os.getloadavg()[0]:.1f}", flush=True)
+        finally:
+            server.stop()
+    return figures
+
+
+def _measure(server: PostgresServer, route: Route, requests: int, root: Path) -> Times:
+    """One request to servers just started, the files out of memory, then many to the warm ones."""
+    server.stop(deadline_seconds=60)
+    _forget_files(root)
+    server.start()
+    assert server.pid is not None
+    with _api(server, root) as (pid, port):
+        paths = cycle(route.paths)
+        first, _ = _ask(port, islice(paths, 1), 1)
+        _ask(port, paths, max(_WARM_UP, min(len(route.paths), requests)))
+        watch = Stopwatch({"api": pid, "postgres": server.pid})
+        taken, size = _ask(port, paths, requests)
+        cpu = watch.read()
+    cuts = statistics.quantiles(taken, n=100, method="inclusive") if len(taken) > 1 else taken * 99
+    return Times(
+        requests=len(taken),
+        first=first[0],
+        p50=cuts[49],
+        p95=cuts[94],
+        p99=cuts[98],
+        api_cpu=cpu["api"] / len(taken) * 1000,
+        postgres_cpu=cpu["postgres"] / len(taken) * 1000,
+        size=size,
+    )
+
+
+@contextmanager
+def _api(server: PostgresServer, root: Path) -> Iterator[tuple[int, int]]:
+    """The API as people run it; gives its process id and port."""
+    (port,) = free_ports(1)
+    log = root / "api.log"
+    command = [str(Path(sys.executable).with_name("gpu-telemetry")), "api", "--listen", f"127.0.0.1:{port}"]
+    environment = {"DATABASE_URL": server.url, "LOG_LEVEL": "WARNING", "API_STATEMENT_TIMEOUT_SECONDS": "30"}
+    with process(command, environment, log) as child:
+        wait(lambda: _answers(port), "the API", log)
+        yield child.pid, port
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    finally:
+        connection.close()
+
+
+def _ask(port: int, paths: Iterator[str], requests: int) -> tuple[list[float], float]:
+    """Milliseconds of each request, from its sending to the last byte of its answer; mean bytes of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_SECONDS)
+    connection.connect()
+    taken: list[float] = []
+    size = 0
+    deadline = time.monotonic() + _ROUTE_SECONDS
+    try:
+        for path in islice(paths, requests):
+            started = time.perf_counter()
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = response.read()
+            taken.append((time.perf_counter() - started) * 1000)
+            if response.status != http.HTTPStatus.OK:
+                raise RuntimeError(f"GET {path} was answered {response.status}: {body[:500].decode(errors='replace')}")
+            size += len(body)
+            if time.monotonic() > deadline:
+                break
+    finally:
+        connection.close()
+    return taken, size / len(taken)
+
+
+def _forget_files(root: Path) -> None:
+    """Ask the operating system to keep nothing of these files in memory."""
+    for path in root.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+def _size(root: Path) -> int:
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+
+
+def _print_header() -> None:
+    print(f"  {'route':24}{'first':>8}{'p50':>8}{'p95':>8}{'p99':>8}{'API CPU':>9}{'PG CPU':>8}   ms, requests, kB")
+
+
+def _print_times(name: str, times: Times) -> None:
+    print(
+        f"  {name:24}{times.first:8.1f}{times.p50:8.1f}{times.p95:8.1f}{times.p99:8.1f}"
+        f"{times.api_cpu:9.1f}{times.postgres_cpu:8.1f}   {times.requests}, {times.size / 1000:.0f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.api", description=__doc__)
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of gpu_metrics (default: 10 million)")
+    parser.add_argument("--nodes", type=int, default=NODES, help="nodes of 8 GPUs each (default: 1,000)")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="requests to a route at most (default: 200)")
+    parser.add_argument("--directory", type=Path, help="where the database is made (default: the temporary directory)")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the database is removed then too
+    run(arguments.rows, arguments.nodes, arguments.requests, arguments.directory)
+
+
+if __name__ == "__main__":
+    main()
