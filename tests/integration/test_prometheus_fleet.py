@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
+
+from alerting.metrics import Metrics
+from api.instruments import registry
 
 pytestmark = pytest.mark.integration
 
@@ -78,6 +82,8 @@ class Fleet:
         self._wait_for = wait_for
         emulator, bridge, self._port, nobody = ports
         self._emulator = f"http://127.0.0.1:{emulator}"
+        self.bridge = f"http://127.0.0.1:{bridge}"
+        self.prometheus = f"http://127.0.0.1:{self._port}"
         self._processes = Processes(directory)
         self._processes.start(
             "emulator",
@@ -249,6 +255,19 @@ def test_each_recording_rule_records_what_the_emulated_fleet_sends(fleet):
     assert rows > 2
     total = fleet.query('node:gpu_power_watts:sum{node_id="node-3"}')[0][1]
     assert total < fleet.query('sum(DCGM_FI_DEV_POWER_USAGE{node_id="node-3"})')[0][1] / 2
+
+
+def test_alerts_look_at_metrics_that_there_are(fleet):
+    pages = [generate_latest(Metrics().registry).decode(), generate_latest(registry()).decode()]
+    for server in (fleet.bridge, fleet.prometheus):
+        with urllib.request.urlopen(f"{server}/metrics", timeout=10) as answer:
+            pages.append(answer.read().decode())
+    served = {name for page in pages for name in re.findall(r"(?m)^# TYPE (\w+) ", page)}
+    groups = yaml.safe_load((PROMETHEUS / "rules" / "pipeline.yml").read_text(encoding="utf-8"))["groups"]
+    expressions = " ".join(rule["expr"] for group in groups for rule in group["rules"])
+    asked_for = set(re.findall(r"(?:gpu_bridge|alert_engine|gpu_telemetry_api|prometheus)_\w+", expressions))
+    assert len(asked_for) > 25
+    assert asked_for - served == set()
 
 
 def test_alerts_tell_that_there_is_no_alert_engine(fleet):
