@@ -14,9 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import cycle, islice
 from pathlib import Path
@@ -42,14 +41,6 @@ _BYTES_A_ROW: Final = 600  # the row, its two index entries, its share of closin
 _TIMEOUT_SECONDS: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One route and the paths that it is asked by in turn, so that no answer is the one before."""
-
-    name: str
-    paths: list[str]
-
-
 class Times(NamedTuple):
     """What the requests of one route took: milliseconds, of the wall and of CPU a request, and bytes an answer."""
 
@@ -63,31 +54,43 @@ class Times(NamedTuple):
     size: float
 
 
-def routes(history: History) -> list[Route]:
-    """The routes that are measured, the cheapest first: /healthz is what a request costs by itself."""
-    nodes, gpus = history.node_ids[:: max(len(history.node_ids) // 97, 1)], history.gpu_uuids[::61]
+def paths_of(history: History) -> dict[str, list[str]]:
+    """Each route's paths, which are asked in turn, so that no answer is the one before; the cheapest route first.
+
+    What /healthz takes is what a request costs by itself.
+    """
+    nodes = history.node_ids[:: max(len(history.node_ids) // 97, 1)]
     # A full hour: what the running one holds depends on when one looks.
     hour = quote(rfc3339(history.ended_at.replace(minute=0, second=0, microsecond=0)))
-    return [
-        Route("healthz", ["/healthz"]),
-        Route("alerts_active", ["/api/v1/alerts/active"]),
-        Route("nodes", ["/api/v1/nodes"]),
-        Route("node", [f"/api/v1/nodes/{node}" for node in nodes]),
-        Route("node_metrics", [f"/api/v1/nodes/{node}/metrics?limit=100" for node in nodes]),
-        Route("metrics_latest_of_node", [f"/api/v1/metrics/latest?node={node}" for node in nodes]),
-        Route("metrics_latest", ["/api/v1/metrics/latest"]),
-        Route("gpus", ["/api/v1/gpus"]),
-        Route("gpu", [f"/api/v1/gpus/{gpu}" for gpu in gpus]),
-        Route("ledger_of_node", [f"/api/v1/ledger?node={node}" for node in nodes]),
-        Route("ledger", [f"/api/v1/ledger?until={hour}"]),
-        Route("fleet_summary", ["/api/v1/fleet/summary"]),
-        Route("node_metrics_10000", [f"/api/v1/nodes/{node}/metrics?limit=10000" for node in nodes]),
-        Route("metrics_latest_10000", ["/api/v1/metrics/latest?limit=10000"]),
-    ]
+    return {
+        "healthz": ["/healthz"],
+        "alerts_active": ["/api/v1/alerts/active"],
+        "nodes": ["/api/v1/nodes"],
+        "node": [f"/api/v1/nodes/{node}" for node in nodes],
+        "node_metrics": [f"/api/v1/nodes/{node}/metrics?limit=100" for node in nodes],
+        "metrics_latest_of_node": [f"/api/v1/metrics/latest?node={node}" for node in nodes],
+        "metrics_latest": ["/api/v1/metrics/latest"],
+        "gpus": ["/api/v1/gpus"],
+        "gpu": [f"/api/v1/gpus/{gpu}" for gpu in history.gpu_uuids[::61]],
+        "ledger_of_node": [f"/api/v1/ledger?node={node}" for node in nodes],
+        "ledger": [f"/api/v1/ledger?until={hour}"],
+        "fleet_summary": ["/api/v1/fleet/summary"],
+        "node_metrics_10000": [f"/api/v1/nodes/{node}/metrics?limit=10000" for node in nodes],
+        "metrics_latest_10000": ["/api/v1/metrics/latest?limit=10000"],
+    }
 
 
-def run(rows: int = ROWS, nodes: int = NODES, requests: int = REQUESTS, home: Path | None = None) -> dict[str, float]:
-    """The figures of every route; `home` is where the database is made, the system's temporary directory if None.
+def run(
+    rows: int = ROWS,
+    nodes: int = NODES,
+    requests: int = REQUESTS,
+    *,
+    names: Sequence[str] = (),
+    home: Path | None = None,
+) -> dict[str, float]:
+    """The figures of the routes named, of all if none is, from a database that is made in `home` and removed.
+
+    Without `home` that is the system's temporary directory.
 
     Raises:
         RuntimeError: there is too little disk, or a request was not answered 200.
@@ -121,16 +124,17 @@ def run(rows: int = ROWS, nodes: int = NODES, requests: int = REQUESTS, home: Pa
             figures["api_benchmark_disk_gb"] = disk / 1e9
             _print_header()
             before = Machine.now()
-            for route in routes(history):
-                times = _measure(server, route, requests, root)
-                _print_times(route.name, times)
+            paths = paths_of(history)
+            for name in names or paths:
+                times = _measure(server, paths[name], requests, root)
+                _print_times(name, times)
                 figures |= {
-                    f"api_first_ms_{route.name}": times.first,
-                    f"api_p50_ms_{route.name}": times.p50,
-                    f"api_p95_ms_{route.name}": times.p95,
-                    f"api_p99_ms_{route.name}": times.p99,
-                    f"api_cpu_ms_{route.name}": times.api_cpu,
-                    f"api_postgres_cpu_ms_{route.name}": times.postgres_cpu,
+                    f"api_first_ms_{name}": times.first,
+                    f"api_p50_ms_{name}": times.p50,
+                    f"api_p95_ms_{name}": times.p95,
+                    f"api_p99_ms_{name}": times.p99,
+                    f"api_cpu_ms_{name}": times.api_cpu,
+                    f"api_postgres_cpu_ms_{name}": times.postgres_cpu,
                 }
             busy, stolen = Machine.now().since(before)
             print(f"  the machine was {busy:.0%} busy, {stolen:.0%} stolen, load {os.getloadavg()[0]:.1f}", flush=True)
@@ -139,16 +143,16 @@ def run(rows: int = ROWS, nodes: int = NODES, requests: int = REQUESTS, home: Pa
     return figures
 
 
-def _measure(server: PostgresServer, route: Route, requests: int, root: Path) -> Times:
+def _measure(server: PostgresServer, route: Sequence[str], requests: int, root: Path) -> Times:
     """One request to servers just started, the files out of memory, then many to the warm ones."""
     server.stop(deadline_seconds=60)
     _forget_files(root)
     server.start()
     assert server.pid is not None
     with _api(server, root) as (pid, port):
-        paths = cycle(route.paths)
+        paths = cycle(route)
         first, _ = _ask(port, islice(paths, 1), 1)
-        _ask(port, paths, max(_WARM_UP, min(len(route.paths), requests)))
+        _ask(port, paths, max(_WARM_UP, min(len(route), requests)))
         watch = Stopwatch({"api": pid, "postgres": server.pid})
         taken, size = _ask(port, paths, requests)
         cpu = watch.read()
@@ -244,10 +248,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of gpu_metrics (default: 10 million)")
     parser.add_argument("--nodes", type=int, default=NODES, help="nodes of 8 GPUs each (default: 1,000)")
     parser.add_argument("--requests", type=int, default=REQUESTS, help="requests to a route at most (default: 200)")
+    parser.add_argument(
+        "--route", action="append", default=[], metavar="NAME", help="only this route of the table; may be given again"
+    )
     parser.add_argument("--directory", type=Path, help="where the database is made (default: the temporary directory)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the database is removed then too
-    run(arguments.rows, arguments.nodes, arguments.requests, arguments.directory)
+    run(arguments.rows, arguments.nodes, arguments.requests, names=arguments.route, home=arguments.directory)
 
 
 if __name__ == "__main__":

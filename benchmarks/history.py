@@ -18,7 +18,7 @@ from gpu_telemetry.database import upgrade
 from gpu_telemetry.settings import DatabaseSettings
 
 GPUS_PER_NODE: Final = 8
-DAYS: Final = 7
+DAYS: Final = 30  # what is kept unless a setting says otherwise
 _DAYS_AHEAD: Final = 2
 _INTERVAL_SECONDS: Final = 30
 _DENSE_TURNS: Final = 360  # three hours
@@ -72,7 +72,7 @@ def fill(database: DatabaseSettings, *, rows: int, nodes: int, now: datetime) ->
         uuids = _place(connection, node_ids, moments)
         _copy_metrics(connection, node_ids, moments)
         _copy_scrapes(connection, node_ids, uuids, moments)
-        _raise_alerts(connection, now)
+        _raise_alerts(connection, len(uuids), now)
         # As autovacuum leaves it; its turn would otherwise come while requests are measured.
         connection.execute("VACUUM (ANALYZE)")
         connection.execute("CHECKPOINT")
@@ -195,7 +195,7 @@ def _copy_scrapes(connection: Connection, node_ids: list[str], uuids: list[str],
             copy.write("".join(f"{start}{end}" for start in starts).encode())
 
 
-def _raise_alerts(connection: Connection, now: datetime) -> None:
+def _raise_alerts(connection: Connection, gpus: int, now: datetime) -> None:
     """Alerts over the days, the newest of them still active, each with its transitions."""
     connection.execute(
         """
@@ -207,10 +207,10 @@ def _raise_alerts(connection: Connection, now: datetime) -> None:
                CASE WHEN n >= %(active)s THEN 'cleared' END
         FROM generate_series(0, %(alerts)s - 1) n,
              LATERAL (SELECT %(now)s - n * %(days)s * interval '1 day' / %(alerts)s AS at) t,
-             LATERAL (SELECT 1 + n * 37 %% (SELECT count(*) FROM placements) AS place) w
+             LATERAL (SELECT 1 + n %% %(gpus)s AS place) w
         JOIN placements p ON p.placement_id = w.place
         """,
-        {"alerts": _ALERTS, "active": _ACTIVE_ALERTS, "now": now, "days": DAYS},
+        {"alerts": _ALERTS, "active": min(_ACTIVE_ALERTS, gpus), "gpus": gpus, "now": now, "days": DAYS},
     )
     connection.execute(
         """
