@@ -336,6 +336,7 @@ MetricRow: Final[type[Struct]] = msgspec.defstruct(
         ),
     ],
     namespace={"__doc__": "One GPU or MIG instance at one scrape; a value that was not measured is null."},
+    gc=False,  # it holds nothing that could hold it, and 10,000 of them are a lot to look through
 )
 
 MetricRows: Final = types.GenericAlias(list, (MetricRow,))
