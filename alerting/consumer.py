@@ -131,6 +131,7 @@ class RecordStream:
                 self.start(part, expected)
                 break
             if offset > expected:
+                _log.error("%s [%d]: missing: offsets %d to %d", self._topic, part.number, expected, offset)
                 part.holes.append(Gap("missing", expected, offset))
             kept.append(message)
             expected = offset + 1
@@ -158,7 +159,7 @@ class RecordStream:
         described = self._admin.describe_topics(
             TopicCollection([self._topic]), request_timeout=_REQUEST_TIMEOUT_SECONDS
         )
-        topic = described[self._topic].result(_REQUEST_TIMEOUT_SECONDS)
+        topic = described[self._topic].result()  # the request has its time-out
         return LogIdentity(cluster.cluster_id or "", str(topic.topic_id))
 
     def bounds(self, part: OwnedPartition) -> tuple[int, int]:

@@ -83,6 +83,8 @@ class Metrics:
         self.late.inc(outcome.late)
         self.beyond_retention.inc(outcome.beyond_retention)
         self.commands.inc(outcome.commands)
+        for gap in outcome.gaps:
+            self.gaps.labels(gap.reason).inc()
         for _, transition in outcome.transitions:
             self.transitions.labels(transition.key.rule, transition.kind).inc()
         if records:

@@ -228,11 +228,13 @@ ON CONFLICT (hour, node_id, reason) DO UPDATE
        scrapes = stream_drops.scrapes + excluded.scrapes;
 
 -- name: daily_partitions
--- The partitions of a table, and whether one is half detached (a detaching that was cut short).
+-- The partitions of a table, and whether one is half detached (a detaching that was cut short), which comes first:
+-- until it is finished no other can be detached.
 SELECT c.relname, i.inhdetachpending
   FROM pg_inherits AS i
   JOIN pg_class AS c ON c.oid = i.inhrelid
- WHERE i.inhparent = to_regclass('public.' || quote_ident(%(parent)s));
+ WHERE i.inhparent = to_regclass('public.' || quote_ident(%(parent)s))
+ ORDER BY i.inhdetachpending DESC, c.relname;
 
 -- name: detached_partitions
 -- Tables of the schema parts that belong to no partitioned table: detached, and not dropped yet.

@@ -42,6 +42,7 @@ class Outcome:
     commands: int = 0
     decisions: int = 0
     transitions: list[tuple[int | None, Transition]] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -114,6 +115,7 @@ class BatchTransaction:
         outcome.late = self._engine.counts.late - late
         for part in batch.slices:
             part.partition.position = Position(part.next_offset, part.start.log)
+            outcome.gaps += part.partition.holes
             part.partition.holes.clear()
         return outcome
 
@@ -220,8 +222,8 @@ class BatchTransaction:
                 folded.gpu_rows.append((placement, record, wire))
             else:
                 folded.scrapes.append((record, wire))
-            if newest and isinstance(record, ScrapeRecord):
-                inventory.turn(record)
+            if newest and isinstance(record, ScrapeRecord) and record.removed >= state.removed:
+                inventory.turn(record)  # a removal is the last word of its moment
 
     def _write(
         self,

@@ -141,7 +141,9 @@ class Worker:
             for node_id in part.heard:
                 state = part.partition.nodes[node_id].state
                 if state.removed:
+                    # Should it come back, the database has what was kept of it: names come and go for ever.
                     watch.removed(node_id)
+                    del part.partition.nodes[node_id]
                 else:
                     watch.heard(node_id, taken_at, state.interval_ms or _DEFAULT_INTERVAL_MS)
         self._metrics.count(outcome, records, self._clock.monotonic() - taken_at, self._clock.now())

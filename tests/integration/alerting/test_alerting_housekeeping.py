@@ -95,6 +95,20 @@ def test_what_a_cut_short_run_left_behind_is_finished(connection, settings, keep
     assert not tables(connection) & partitions(half, loose)
 
 
+def test_what_is_half_detached_is_finished_before_others_are_begun(connection, settings, keep, clock):
+    days = [date(2026, 1, day) for day in (1, 2, 3)]
+    for day in days:
+        connection.execute("SELECT ensure_partition('scrapes', %s)", (day,))
+    with database.connect(settings, "reader") as reader:
+        reader.execute("SELECT count(*) FROM scrapes")
+        with database.connect(settings, "cut short", autocommit=True) as cut_short:
+            cut_short.execute("SET statement_timeout = '300ms'")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                cut_short.execute("ALTER TABLE scrapes DETACH PARTITION parts.scrapes_20260103 CONCURRENTLY")
+    assert keep(clock)
+    assert not tables(connection) & partitions(*days)
+
+
 def test_tables_that_are_no_daily_partition_are_left_alone(connection, keep, clock):
     connection.execute("CREATE TABLE parts.scrapes_old (a int); CREATE TABLE parts.scrapes_20261399 (a int)")
     assert keep(clock)

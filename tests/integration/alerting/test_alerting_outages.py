@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 
 from gpu_telemetry.kafka import admin_client, ensure_topics
+from gpu_telemetry.records import encode
 
 
 @pytest.fixture
@@ -112,6 +114,41 @@ def test_offsets_that_go_while_they_are_read_are_a_gap_on_record(
     wait_for(lambda: stream.taken_in() == 14, 30)
     [(reason, to_offset)] = stream.query("SELECT reason, to_offset FROM stream_gaps")
     assert (reason, to_offset) == ("expired", 10)
+
+
+def test_a_hole_in_the_log_is_read_again_and_then_told(stream, admin, make_fleet, start, wait_for, caplog):
+    # A transaction's end takes an offset that no consumer is given: a hole, as far as a reader can tell.
+    fleet = make_fleet(nodes=1, gpus=1, start=datetime.now(UTC) - timedelta(minutes=10))
+    producer = Producer(
+        {
+            "bootstrap.servers": stream.kafka.bootstrap_servers,
+            "partitioner": "murmur2_random",
+            "transactional.id": stream.kafka.topic,
+        },
+        logger=logging.getLogger("test"),
+    )
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for record in fleet.round():
+        producer.produce(stream.kafka.topic, encode(record), record.node_id.encode())
+    producer.commit_transaction(30)
+    # The broker writes the end after it has promised to.
+    places = [TopicPartition(stream.kafka.topic, number) for number in range(stream.kafka.partitions)]
+
+    def ends():
+        answers = admin.list_offsets(dict.fromkeys(places, OffsetSpec.latest()))
+        return sum(answer.result(20).offset for answer in answers.values())
+
+    wait_for(lambda: ends() == 3, 20)
+    stream.send(*fleet.round())
+    stream.flush()
+    start()
+    wait_for(lambda: stream.count("scrapes") == 2, 30)
+    assert stream.query("SELECT reason, from_offset, to_offset FROM stream_gaps") == [("missing", 2, 3)]
+    assert "reading again" in caplog.text
+    assert any(
+        record.levelno == logging.ERROR and "missing: offsets 2 to 3" in record.message for record in caplog.records
+    )
 
 
 def test_a_topic_made_anew_is_read_from_its_start(stream, admin, make_fleet, start, wait_for):

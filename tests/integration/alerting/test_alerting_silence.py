@@ -1,10 +1,12 @@
 """A node of which nothing comes is news, found by the worker that owns it, and told as a record."""
 
+import gc
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from alerting.partition import OwnedNode
 from gpu_telemetry.records import SilenceRecord, decode
 
 INTERVAL_SECONDS = 0.5
@@ -84,3 +86,30 @@ def test_a_removed_node_is_not_watched(stream, make_fleet, start, wait_for, sile
     assert [key for key, _ in silences()] == ["node-2"]
     assert stream.query("SELECT removed_at FROM nodes WHERE node_id = 'node-1'") == [(closing.collected_at,)]
     assert stream.query("SELECT resolved_reason FROM alerts WHERE node_id = 'node-1'") == [("decommissioned",)]
+
+
+def in_memory():
+    """The nodes that an engine of this process knows now."""
+    return {thing.state.node_id for thing in gc.get_objects() if isinstance(thing, OwnedNode)}
+
+
+def test_a_removed_node_costs_no_memory_and_may_come_back(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=3, gpus=1, start=datetime.now(UTC) - timedelta(minutes=10))
+    stream.send(*fleet.round({("node-1", 0): 97}))
+    for node in ("node-1", "node-2"):
+        *_, closing = fleet.turn(node, up=False)
+        closing.removed = True
+        stream.send(closing)
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 8, 30)
+    wait_for(lambda: in_memory() == {"node-3"}, 10, in_memory)
+    fleet.at += fleet.interval
+    stream.send(*fleet.turn("node-1", {0: 97}))
+    stream.flush()
+    wait_for(lambda: stream.taken_in() == 10, 30)
+    assert stream.query("SELECT status, resolved_reason FROM alerts ORDER BY triggered_at") == [
+        ("resolved", "decommissioned"),
+        ("active", None),
+    ]
+    assert stream.query("SELECT removed_at FROM nodes WHERE node_id = 'node-1'") == [(None,)]
