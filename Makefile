@@ -21,6 +21,11 @@ test: ## Set up all that the tests need, check, and run them (ARGS="-k name" cho
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: bench
+bench: ## Measure what a page, a sample and a record cost (BENCH_JSON=FILE writes the figures; ARGS=--quick)
+	@scripts/venv.sh dev
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 .PHONY: clean
 clean: ## Remove the demo's data and what the tools cached
 	@scripts/clean.sh $(DATA)

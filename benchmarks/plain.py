@@ -39,7 +39,7 @@ _COLUMNS: Final = {
     "DCGM_FI_DEV_MEM_CLOCK": "memory_clock_mhz",
     "DCGM_FI_DEV_XID_ERRORS": "xid_code",
 }
-_CREATE: Final = f"""
+CREATE: Final = f"""
 CREATE TABLE IF NOT EXISTS plain_metrics (
     id bigserial PRIMARY KEY, node_id text, gpu_index integer, gpu_uuid text, model text, pod text,
     {", ".join(f"{column} double precision" for column in _COLUMNS.values())}, other jsonb, collected_at timestamptz
@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS plain_metrics (
 CREATE INDEX IF NOT EXISTS plain_metrics_node ON plain_metrics (node_id, collected_at);
 """
 _NAMES: Final = ("node_id", "gpu_index", "gpu_uuid", "model", "pod", *_COLUMNS.values(), "other", "collected_at")
-_INSERT: Final = (
+INSERT: Final = (
     f"INSERT INTO plain_metrics ({', '.join(_NAMES)}) VALUES ({', '.join(f'%({name})s' for name in _NAMES)})"
 )
 
@@ -72,6 +72,12 @@ def records_of(node_id: str, text: str) -> list[dict[str, object]]:
             )
             record[_COLUMNS.get(sample.name, sample.name)] = sample.value
     return list(gpus.values())
+
+
+def row_of(record: dict[str, object]) -> dict[str, object]:
+    """The parameters of INSERT."""
+    row = {name: record.pop(name, None) for name in _NAMES}
+    return row | {"other": json.dumps(record)}
 
 
 def scrape(port: int, nodes: int) -> None:
@@ -102,9 +108,7 @@ def store() -> None:
             message = consumer.poll(1.0)
             if message is None or message.error():
                 continue
-            record = json.loads(message.value() or b"{}")
-            row = {name: record.pop(name, None) for name in _NAMES}
-            connection.execute(_INSERT, row | {"other": json.dumps(record)})
+            connection.execute(INSERT, row_of(json.loads(message.value() or b"{}")))
             connection.commit()
 
 
@@ -128,7 +132,7 @@ def measure(stand: Stand, nodes: int = 20, gpus: int = 8, warm_up_seconds: float
         port = stack.enter_context(stand.exporters(nodes, gpus))
         environment = stack.enter_context(stand.fresh())
         connection = stack.enter_context(psycopg.connect(environment["DATABASE_URL"], autocommit=True))
-        connection.execute(_CREATE)
+        connection.execute(CREATE)
         module = [sys.executable, "-m", "benchmarks.plain"]
         log = stand.logs / "plain.log"
         scraping = stack.enter_context(running([*module, "scrape", str(port), str(nodes)], environment, log))

@@ -1,0 +1,1 @@
+"""Other collectors on the same pages into the same Kafka; `python -m benchmarks.peers` builds, configures, compares."""

@@ -1,0 +1,105 @@
+"""Side by side, in one run: what a page costs from scrape to Kafka, what a target costs in memory, what is lost."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from confluent_kafka import Consumer, TopicPartition
+
+from benchmarks.cpu import Machine, Stopwatch, resident_bytes
+from benchmarks.peers.contenders import ALL, Contender, Work
+from benchmarks.stand import Stand, free_ports, running, wait_for
+
+_GPUS = 8
+
+
+class Result(NamedTuple):
+    """One contender at one size: CPU microseconds for each page, its own and the broker's; bytes; 0 to 1."""
+
+    title: str
+    cpu_us_per_page: float
+    broker_us_per_page: float
+    resident_bytes: int
+    lost: float
+    machine_busy: float
+
+
+def measure(
+    stand: Stand, contender: Callable[[Work], Contender], nodes: int, interval: float, warm_up: float, rounds: int
+) -> Result:
+    """Let a contender work for a few rounds."""
+    with ExitStack() as stack:
+        port = stack.enter_context(stand.exporters(nodes, _GPUS))
+        environment = stack.enter_context(stand.fresh())
+        topic = environment["KAFKA_TOPIC"]
+        (free,) = free_ports(1)
+        work = Work(nodes, interval, port, free, stand.kafka.bootstrap, topic, stand.home)
+        chosen = contender(work)
+        watched = Consumer({"bootstrap.servers": stand.kafka.bootstrap, "group.id": "watch"})
+        stack.callback(watched.close)
+
+        def delivered() -> float:
+            partitions = watched.list_topics(topic, timeout=10).topics[topic].partitions
+            ends = [watched.get_watermark_offsets(TopicPartition(topic, number)) for number in partitions]
+            return chosen.pages(sum(high for _, high in ends))
+
+        process = stack.enter_context(running(chosen.command, chosen.environment, stand.logs / "contender.log"))
+        wait_for(lambda: delivered() >= nodes, f"a page of every node from {chosen.title}", stand.logs)
+        time.sleep(warm_up)
+        watch, machine, before = Stopwatch({"own": process} | stand.servers), Machine.now(), delivered()
+        time.sleep(interval * rounds)
+        used, pages = watch.read(), delivered() - before
+        busy, _ = Machine.now().since(machine)
+        return Result(
+            chosen.title,
+            used["own"] / pages * 1e6,
+            used["broker"] / pages * 1e6,
+            resident_bytes(process),
+            1 - pages / (nodes * rounds),
+            busy,
+        )
+
+
+def main() -> None:
+    """Measure each contender at two sizes; what a target costs in memory is the slope between them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--nodes", type=int, nargs=2, default=[100, 500])
+    parser.add_argument("--interval", type=float, default=10.0)
+    parser.add_argument("--warm-up", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    few, many = given.nodes
+    print(f"{many} nodes x {_GPUS} GPUs, 200 samples a page, every {given.interval:g} s; CPU us a page:")
+    print(f"{'':34}{'own':>9}{'x ours':>8}{'broker':>9}{'lost':>8}{'MiB':>8}{'KiB/target':>12}{'machine busy':>14}")
+    figures: dict[str, float] = {}
+    ours: float | None = None
+    with Stand() as stand:
+        for contender in ALL:
+            small, large = (
+                measure(stand, contender, nodes, given.interval, given.warm_up, given.rounds) for nodes in (few, many)
+            )
+            ours = ours or large.cpu_us_per_page
+            slope = (large.resident_bytes - small.resident_bytes) / (many - few)
+            print(
+                f"{large.title:34}{large.cpu_us_per_page:9,.0f}{large.cpu_us_per_page / ours:8.1f}"
+                f"{large.broker_us_per_page:9,.0f}{large.lost:8.1%}{large.resident_bytes / 2**20:8.0f}"
+                f"{slope / 1024:12.1f}{large.machine_busy:14.0%}",
+                flush=True,
+            )
+            figures |= {
+                f"{contender.__name__}_cpu_us_per_page": large.cpu_us_per_page,
+                f"{contender.__name__}_broker_us_per_page": large.broker_us_per_page,
+                f"{contender.__name__}_bytes_per_target": slope,
+                f"{contender.__name__}_lost": large.lost,
+            }
+    if target := os.environ.get("BENCH_JSON"):
+        Path(target).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
