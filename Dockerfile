@@ -20,9 +20,10 @@ COPY api api
 COPY emulator emulator
 # Its dashboards are what `grafana push` puts into a Grafana.
 COPY grafana grafana
+# What only building needs goes again, Cython's sources that some wheels carry included.
 RUN /opt/gpu-telemetry/bin/pip install --no-deps --no-build-isolation . \
- && /opt/gpu-telemetry/bin/pip uninstall --yes pip \
- # A virtual environment's python is a link to the base image's, which the final stage has at the same place.
+ && /opt/gpu-telemetry/bin/pip uninstall --yes setuptools pip \
+ && find /opt/gpu-telemetry -type f '(' -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' ')' -delete \
  && /opt/gpu-telemetry/bin/gpu-telemetry --help >/dev/null
 
 FROM ${PYTHON_IMAGE}

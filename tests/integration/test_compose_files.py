@@ -392,6 +392,8 @@ def test_grafana_is_given_what_its_provisioning_names_and_a_home(project):
     home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert (ROOT / mounts[str(home.parent)] / home.name).exists()
     assert mounts[grafana["environment"]["GRAFANA_DASHBOARDS"]] == "./grafana/dashboards"
+    kinds = {directory.name for directory in (ROOT / "grafana/provisioning").iterdir() if directory.is_dir()}
+    assert kinds == {Path(target).name for target in mounts if target.startswith("/etc/grafana/provisioning/")}
 
 
 def test_the_example_environment_names_every_variable_with_its_default():
