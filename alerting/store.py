@@ -122,7 +122,7 @@ class BatchTransaction:
     def _take_in(self, connection: Connection[Any], batch: Batch, owned: Sequence[OwnedPartition]) -> Outcome:
         self._fence(connection, owned)
         folded = _Folded()
-        commands = self._commands_at_hand = self._commands(connection, owned)
+        commands = self._commands_at_hand = self._commands(connection, batch, owned)
         self._restore(connection, batch, commands)
         for command in commands:
             state = command.part.nodes[command.resolve.key.node_id].state
@@ -147,9 +147,10 @@ class BatchTransaction:
             differing = sorted(number for number in known if stored.get(number) != known[number])
             raise Fenced(f"{self._topic} {differing}: the database has other offsets than this worker")
 
-    def _commands(self, connection: Connection[Any], owned: Sequence[OwnedPartition]) -> list[_Command]:
+    def _commands(self, connection: Connection[Any], batch: Batch, owned: Sequence[OwnedPartition]) -> list[_Command]:
         """The commands that wait for nodes of these partitions."""
         commands = []
+        met = {node_id: part.partition for part in batch.slices for node_id in part.node_ids}
         for (
             number,
             alert_id,
@@ -162,7 +163,8 @@ class BatchTransaction:
             severity,
             at,
         ) in connection.execute(SQL["waiting_commands"]).fetchall():
-            part = owner_of(node_id, owned, self._partitions)
+            # A node's records need not lie where its key says: in a topic that grew, or by another's partitioner.
+            part = met.get(node_id) or owner_of(node_id, owned, self._partitions)
             if part is not None and part.position is not None:
                 key = AlertKey(rule, node_id, gpu_uuid, mig_instance)
                 resolve = ResolveCommand(key=key, started_at=started_at, severity=severity, actor=actor, at=at)

@@ -3,6 +3,9 @@
 import psycopg
 import pytest
 
+from alerting.partitioner import partition_of
+from gpu_telemetry.records import encode
+
 
 @pytest.fixture
 def hot_gpu(stream, make_fleet, start, wait_for):
@@ -81,3 +84,28 @@ def test_a_resolve_that_commits_while_a_batch_is_taken_in_is_applied_first(strea
         "resolved",
         "fired",
     ]
+
+
+def test_a_command_reaches_a_node_whose_records_lie_in_another_partition_than_its_key_says(
+    stream, make_fleet, start, wait_for
+):
+    def publish(records):
+        for record in records:
+            other = (partition_of(record.node_id, stream.kafka.partitions) + 1) % stream.kafka.partitions
+            stream.producer.produce(stream.kafka.topic, encode(record), record.node_id.encode(), partition=other)
+        stream.flush()
+
+    fleet = make_fleet(nodes=1, gpus=1)
+    publish(fleet.round({("node-1", 0): 97}))
+    first = start()
+    wait_for(lambda: stream.count("alerts") == 1, 30)
+    first.stop()
+    stream.execute("SELECT resolve_alert(1, 'alice')")
+    publish([*fleet.round({("node-1", 0): 97}), *fleet.round({("node-1", 0): 60}), *fleet.round({("node-1", 0): 97})])
+    start()
+    wait_for(lambda: stream.taken_in() == 8, 30)
+    assert stream.query("SELECT status, resolved_reason FROM alerts ORDER BY id") == [
+        ("resolved", "manual"),
+        ("active", None),
+    ]
+    assert stream.count("alert_commands", "applied_at IS NULL") == 0

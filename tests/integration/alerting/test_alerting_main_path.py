@@ -83,3 +83,32 @@ def test_the_state_survives_a_restart(stream, make_fleet, start, wait_for):
     wait_for(lambda: stream.taken_in() == 15, 30)
     assert stream.query("SELECT severity, status FROM alerts") == [("critical", "active")]
     assert [row[0] for row in stream.query("SELECT transition FROM alert_events ORDER BY id")] == ["fired", "raised"]
+
+
+def test_a_gpu_that_moves_to_another_node_is_one_gpu_with_alerts_of_each_node(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=2, gpus=2)
+    moved = fleet.uuid("node-1", 0)
+    stream.send(*fleet.round({("node-1", 0): 97}))
+    for _ in range(2):
+        *gpus, closing = fleet.turn("node-1", without=(0,))
+        stream.send(*gpus, closing)
+        first, *gpus, closing = fleet.turn("node-2", {0: 97})
+        first.gpu_uuid, first.gpu_index, first.pci_bus_id = moved, 7, "0000:0A:00.0"
+        closing.gpu_uuids = [moved, *closing.gpu_uuids]
+        stream.send(first, *gpus, closing)
+        fleet.at += fleet.interval
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 6 + 2 * 5, 30)
+    assert stream.query("SELECT pci_bus_id FROM gpus WHERE gpu_uuid = %s", moved) == [("0000:0A:00.0",)]
+    assert stream.query("SELECT node_id, gpu_index FROM placements WHERE gpu_uuid = %s ORDER BY node_id", moved) == [
+        ("node-1", 0),
+        ("node-2", 7),
+    ]
+    assert stream.query(
+        "SELECT node_id, rule, status FROM alerts WHERE gpu_uuid = %s ORDER BY node_id, rule", moved
+    ) == [
+        ("node-1", "gpu_lost", "active"),
+        ("node-1", "high_temperature", "active"),  # gone is not cool
+        ("node-2", "high_temperature", "active"),
+    ]
