@@ -224,6 +224,12 @@ class Trust:
         self._start = start
         self._wait_for = wait_for
 
+    @staticmethod
+    def new_topic():
+        """Names for a topic that nothing was put into, as settings of Kafka."""
+        name = f"trust-{uuid.uuid4().hex[:12]}"
+        return {"topic": name, "dlq_topic": f"{name}.dlq"}
+
     def publish(self, stream, messages):
         """Put messages, (key, value), into the topic and wait until the broker has them."""
         for key, value in messages:
@@ -311,17 +317,6 @@ def pause(wait_for):
         wait_for(lambda: time.monotonic() >= until, seconds + 60)
 
     return wait
-
-
-@pytest.fixture
-def new_topic():
-    """`new_topic()`: names for a topic that nothing was put into, as settings of Kafka."""
-
-    def names():
-        name = f"trust-{uuid.uuid4().hex[:12]}"
-        return {"topic": name, "dlq_topic": f"{name}.dlq"}
-
-    return names
 
 
 def _children(pid):

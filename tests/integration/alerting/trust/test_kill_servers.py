@@ -1,4 +1,4 @@
-"""PostgreSQL and Kafka die and come back, and the connections to them break or stand still: nothing shows in the tables.
+"""PostgreSQL and Kafka die and come back, their connections break or stand still: nothing shows in the tables.
 
 Records go on being published through every outage, as a bridge does it.
 """
@@ -13,7 +13,7 @@ from gpu_telemetry.settings import DatabaseSettings
 
 
 @pytest.fixture
-def disturb(soak, record_stream, make_stream, new_topic, trust, start, pause, own_postgres, own_kafka):
+def disturb(soak, record_stream, make_stream, trust, start, pause, own_postgres, own_kafka):
     """`disturb(trouble, times, via)`: publish a recorded stream in parts, and call `trouble(chance)` in each.
 
     The engine reaches the database at `via`, where given. At the end the stream is checked.
@@ -28,7 +28,7 @@ def disturb(soak, record_stream, make_stream, new_topic, trust, start, pause, ow
         for chance in soak.rounds():
             messages = record_stream(chance).messages
             stream = make_stream(
-                postgres=own_postgres, bootstrap_servers=f"127.0.0.1:{own_kafka.proxy.port}", **new_topic()
+                postgres=own_postgres, bootstrap_servers=f"127.0.0.1:{own_kafka.proxy.port}", **trust.new_topic()
             )
             direct = stream.database
             if via is not None:

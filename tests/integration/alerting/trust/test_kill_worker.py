@@ -63,7 +63,7 @@ def test_a_worker_killed_at_random_moments_leaves_what_an_undisturbed_one_leaves
                 pause(chance.uniform(0, 2))
             else:
                 goal = seen + chance.randrange(1, 2 + (end - seen) // left)
-                wait_for(lambda goal=goal: trust.taken_in(world) >= goal, 120, lambda p=process: said(p))
+                wait_for(lambda w=world, goal=goal: trust.taken_in(w) >= goal, 120, lambda p=process: said(p))
                 pause(chance.uniform(0, 0.05))
             process.kill()
             process.wait()
@@ -82,12 +82,10 @@ def test_a_worker_killed_at_random_moments_leaves_what_an_undisturbed_one_leaves
         soak.counts["decisions"] += len(whole["decisions"])
 
 
-def test_of_two_workers_one_is_killed_and_comes_back(
-    soak, record_stream, make_stream, new_topic, trust, two_workers, wait_for, pause
-):
+def test_of_two_workers_one_is_killed_and_comes_back(soak, record_stream, make_stream, trust, two_workers, pause):
     for chance in soak.rounds():
         messages = record_stream(chance).messages
-        stream = make_stream(**new_topic())
+        stream = make_stream(**trust.new_topic())
         trust.publish(stream, messages[:100])
         begin, workers = two_workers(stream)
         trust.await_all(stream, said=lambda: said(*workers))  # noqa: B023 - called in this round
@@ -109,12 +107,12 @@ def test_of_two_workers_one_is_killed_and_comes_back(
 
 
 def test_a_worker_that_stood_still_while_another_took_over_writes_nothing_when_it_goes_on(
-    soak, record_stream, make_stream, new_topic, trust, two_workers, wait_for, pause
+    soak, record_stream, make_stream, trust, two_workers, pause
 ):
     for chance in soak.rounds():
         messages = record_stream(chance).messages
         half = len(messages) // 2
-        stream = make_stream(**new_topic())
+        stream = make_stream(**trust.new_topic())
         trust.publish(stream, messages[:50])
         _, workers = two_workers(stream)
         trust.await_all(stream, said=lambda: said(*workers))  # noqa: B023
