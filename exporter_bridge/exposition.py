@@ -21,7 +21,7 @@ from xxhash import xxh3_128_digest
 from exporter_bridge import lines
 from exporter_bridge.blocks import MOST_EXAMPLES, BlockReader, Entry, PatchyBlock, Steps, line_by_line
 from exporter_bridge.layouts import BadValue, BlockLayout, Family, Page
-from exporter_bridge.splitting import SplitPage, read_numbers
+from exporter_bridge.splitting import SplitBlock, SplitPage, read_numbers
 
 _LINE_BY_LINE: Final = 2**63  # in the seed of a hash: what was split line by line never meets what was split at once
 _LONGEST_BAD_TOKEN: Final = 64
@@ -39,6 +39,7 @@ class Exposition:
     def __init__(self) -> None:
         self.label_texts_parsed = 0
         self.blocks_laid_out = 0
+        self.good_label_shapes: set[str] = set()
         self._families: WeakValueDictionary[tuple[str, str, str], Family] = WeakValueDictionary()
 
     def parser(self) -> "PageParser":
@@ -116,9 +117,9 @@ class PageParser:
                 repeated |= block.digest in used
                 known = self._recall(block.digest, used)
                 if known is None:
-                    entries = yield from reader.regular_entries(block.metadata, block.heads)
-                    if entries is not None:
-                        known = used[block.digest] = yield from self._lay_out(reader, entries)
+                    known = yield from self._lay_out_regular(reader, block)
+                    if known is not None:
+                        used[block.digest] = known
             if known is not None:
                 draft.add(known, block.tokens, block.values)
                 continue
@@ -145,6 +146,15 @@ class PageParser:
         if found is not None:
             used[digest] = found
         return found
+
+    def _lay_out_regular(self, reader: BlockReader, block: SplitBlock) -> Steps[_Known | None]:
+        """What a block is, or None if it was not split rightly."""
+        alike = reader.lay_out_alike(block.metadata, block.heads)
+        if alike is not None:
+            self._exposition.blocks_laid_out += 1
+            return alike
+        entries = yield from reader.regular_entries(block.metadata, block.heads)
+        return None if entries is None else (yield from self._lay_out(reader, entries))
 
     def _lay_out(self, reader: BlockReader, entries: Sequence[Entry]) -> Steps[_Known]:
         self._exposition.blocks_laid_out += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 # Over label text that has already been found valid.
-_LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
+_LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"([^"\\]*(?:\\.[^"\\]*)*)"')
 _ESCAPE: Final = re.compile(r'\\([\\n"])')
 _UNESCAPED: Final = {"\\": "\\", "n": "\n", '"': '"'}
 
@@ -69,6 +69,11 @@ class BlockLayout:
     def names(self) -> tuple[str, ...]:
         """The name of each sample; all are the family's but for the suffixes of histograms and summaries."""
         return self._names or (self.family.name,) * len(self.label_sets)
+
+    @property
+    def has_one_name(self) -> bool:
+        """Whether every sample has the family's name."""
+        return self._names is None
 
     def only(self, positions: Sequence[int]) -> "BlockLayout":
         """The samples at these positions alone."""

@@ -1,10 +1,11 @@
 """Which sample of a page belongs to which GPU's record, and as what: found once for each shape of a node's page."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
+import msgspec
 from xxhash import xxh3_128_digest
 
 from exporter_bridge.judging import Measure, measure_of
@@ -71,13 +72,15 @@ def plan_page(layouts: Iterable[BlockLayout]) -> PlannedPage:
     uuids: dict[str, int] = {}
     not_recorded: dict[str, int] = {}
     position = -1
+    taken: set[LabelSet] = set()
     for layout in ordered:
+        kind = layout.family.type
         for name, label_set in zip(layout.names, layout.label_sets, strict=True):
             position += 1
             row = rows.get(label_set)
             if row is None:
                 row = rows[label_set] = row_of(label_set.labels)
-            measure = measure_of(name, layout.family.type)
+            measure = measure_of(name, kind)
             if isinstance(row, str) or measure is None:
                 entity = row if isinstance(row, str) else "unknown"
                 not_recorded[entity] = not_recorded.get(entity, 0) + 1
@@ -85,12 +88,14 @@ def plan_page(layouts: Iterable[BlockLayout]) -> PlannedPage:
             if row.link:
                 links.append(_Placed(position, row, measure))
                 continue
-            uuids.setdefault(row.gpu_uuid, row.gpu_index)
             key = row.gpu_uuid, row.mig_instance
-            if key not in owners:
-                owners[key] = Owner(*key, row.gpu_index)
-                placed[key] = {}
-            owners[key].take(row)
+            if label_set not in taken:
+                taken.add(label_set)
+                uuids.setdefault(row.gpu_uuid, row.gpu_index)
+                if key not in owners:
+                    owners[key] = Owner(*key, row.gpu_index)
+                    placed[key] = {}
+                owners[key].take(row)
             placed[key].setdefault(measure.dcgm, []).append(_Placed(position, row, measure))
     for link in links:
         uuids.setdefault(link.row.gpu_uuid, link.row.gpu_index)
@@ -122,6 +127,10 @@ def _cells(placed: Mapping[str, Sequence[_Placed]]) -> list[Cell]:
     ours: dict[str, dict[str, _Placed]] = {}
     others: dict[str, dict[Labels | None, _Placed]] = {}
     for dcgm, rows in placed.items():
+        known = rows[0].measure.field
+        if len(rows) == 1 and not rows[0].row.own and known is not None:
+            ours.setdefault(known.name, {})[dcgm] = rows[0]
+            continue
         plain = [place for place in rows if not place.row.own]
         labelled = _labelled(rows, plain)
         if plain:
@@ -136,16 +145,21 @@ def _cells(placed: Mapping[str, Sequence[_Placed]]) -> list[Cell]:
     cells = []
     for name in sorted(ours, key=_RANK.__getitem__):
         # Of two names of one field the current one counts; the other stays under its own name.
-        current, *older = sorted(ours[name], key=FIELD_BY_NAME[name].dcgm.index)
+        current, *older = ours[name]
+        if older:
+            current, *older = sorted(ours[name], key=FIELD_BY_NAME[name].dcgm.index)
         cells.append(Cell(ours[name][current].position, ours[name][current].measure, None))
         for dcgm in older:
             others.setdefault(dcgm, {})[None] = ours[name][dcgm]
+    return [*cells, *_other_cells(others)]
+
+
+def _other_cells(others: Mapping[str, Mapping[Labels | None, _Placed]]) -> Iterator[Cell]:
     for dcgm in sorted(others):
         alone = len(others[dcgm]) == 1
         for labels, place in others[dcgm].items():
             measure = Measure(dcgm, None, place.measure.counter)
-            cells.append(Cell(place.position, measure, () if labels is None and not alone else labels))
-    return cells
+            yield Cell(place.position, measure, () if labels is None and not alone else labels)
 
 
 def _labelled(rows: Sequence[_Placed], plain: Sequence[_Placed]) -> dict[Labels | None, _Placed]:
@@ -176,7 +190,7 @@ def _shared_plan(layouts: Sequence[BlockLayout], size: int, records: Sequence[Se
         ]
         for record in records
     ]
-    digest = xxh3_128_digest(repr((names, size, cells)).encode())
+    digest = xxh3_128_digest(msgspec.msgpack.encode((names, size, cells)))
     plan = _plans.get(digest)
     if plan is None:
         plan = _plans[digest] = Plan(columns, size, records)

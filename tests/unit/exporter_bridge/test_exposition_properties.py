@@ -203,12 +203,36 @@ def test_a_page_shuffled_parses_nothing_anew(page, random):
     assert ours(again) == ours(first)
 
 
+label_text = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "__name__", "9", "a b", ""]),
+        st.sampled_from(["=", " = ", "=\t", "", "=="]),
+        st.text(alphabet='xy\\"n,={} \n', max_size=4),
+        st.sampled_from(['"', '"', '"', "", '""']),
+    ),
+    max_size=3,
+).map(lambda labels: ",".join(f"{name}{equals}{quote}{value}{quote}" for name, equals, value, quote in labels))
+
+
+@given(st.lists(label_text, min_size=2, max_size=12))
+def test_what_is_remembered_of_a_label_texts_shape_changes_no_verdict(texts):
+    def verdict(text, shapes):
+        try:
+            return lines.checked_label_set(text, shapes).labels
+        except lines.Refused as refused:
+            return refused.reason
+
+    shapes = set()
+    for text in texts:
+        assert verdict(text, shapes) == verdict(text, set())
+
+
 def read_slowly(kind, head, token):
     """A sample line's series and value; raises what the line is refused for."""
     if kind in lines.REASONS:
         raise lines.Refused(lines.REASONS[kind])
     name, text = lines.name_and_label_text(head)
-    labels = lines.checked_label_set(text).labels
+    labels = lines.checked_label_set(text, set()).labels
     if kind == lines.VALUELESS:
         raise lines.Refused(lines.BAD_VALUE)
     value, _, timestamp = token.decode().partition(" ")
