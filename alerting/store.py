@@ -4,6 +4,7 @@ It is fenced: the rows of the worker's offsets are locked first and compared wit
 nothing behind; the nodes that it touched are forgotten and restored from what is committed.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -107,10 +108,10 @@ class BatchTransaction:
             with connection.transaction(force_rollback=is_trial):
                 outcome = self._take_in(connection, batch, owned)
         except BaseException:
-            self._forget(batch)
+            self._forget(batch, owned)
             raise
         if is_trial:
-            self._forget(batch)
+            self._forget(batch, owned)
             return outcome
         outcome.late = self._engine.counts.late - late
         for part in batch.slices:
@@ -123,7 +124,7 @@ class BatchTransaction:
         self._fence(connection, owned)
         folded = _Folded()
         commands = self._commands_at_hand = self._commands(connection, batch, owned)
-        self._restore(connection, batch, commands)
+        self._restore(connection, batch, commands, owned)
         for command in commands:
             state = command.part.nodes[command.resolve.key.node_id].state
             folded.changes.manual += [
@@ -171,18 +172,30 @@ class BatchTransaction:
                 commands.append(_Command(number, alert_id, part, part.position.next_offset, resolve))
         return commands
 
-    def _restore(self, connection: Connection[Any], batch: Batch, commands: Iterable[_Command]) -> None:
-        wanted: dict[str, OwnedPartition] = {}
+    def _restore(
+        self,
+        connection: Connection[Any],
+        batch: Batch,
+        commands: Iterable[_Command],
+        owned: Sequence[OwnedPartition],
+    ) -> None:
+        """Have every node of the batch in memory; one that is met in two partitions is one node still."""
+        wanted: dict[str, list[OwnedPartition]] = defaultdict(list)
         for part in batch.slices:
-            nodes = part.partition.nodes
-            wanted |= dict.fromkeys((node_id for node_id in part.node_ids if node_id not in nodes), part.partition)
+            for node_id in part.node_ids:
+                if node_id not in part.partition.nodes:
+                    wanted[node_id].append(part.partition)
         for command in commands:
             node_id = command.resolve.key.node_id
             if node_id not in command.part.nodes:
-                wanted[node_id] = command.part
-        if wanted:
-            for node_id, node in restore_nodes(connection, self._engine, list(wanted)).items():
-                wanted[node_id].nodes[node_id] = node
+                wanted[node_id].append(command.part)
+        if not wanted:
+            return
+        found = {node_id: other.nodes[node_id] for node_id in wanted for other in owned if node_id in other.nodes}
+        found |= restore_nodes(connection, self._engine, [node_id for node_id in wanted if node_id not in found])
+        for node_id, parts in wanted.items():
+            for partition in parts:
+                partition.nodes[node_id] = found[node_id]
 
     def _fold(  # noqa: C901 - one loop over every record; a call for each part would cost
         self,
@@ -298,13 +311,13 @@ class BatchTransaction:
                 },
             )
 
-    def _forget(self, batch: Batch) -> None:
+    def _forget(self, batch: Batch, owned: Iterable[OwnedPartition]) -> None:
         """Drop what the batch may have changed in memory; the next one restores it from what is committed."""
-        for part in batch.slices:
-            for node_id in part.node_ids:
-                part.partition.nodes.pop(node_id, None)
-        for command in self._commands_at_hand:
-            command.part.nodes.pop(command.resolve.key.node_id, None)
+        changed = {node_id for part in batch.slices for node_id in part.node_ids}
+        changed |= {command.resolve.key.node_id for command in self._commands_at_hand}
+        for partition in [*owned, *(part.partition for part in batch.slices)]:
+            for node_id in changed & partition.nodes.keys():
+                del partition.nodes[node_id]
 
 
 def owner_of(node_id: str, owned: Sequence[OwnedPartition], partitions: int) -> OwnedPartition | None:

@@ -1,5 +1,9 @@
 """Records in; rows, alerts, decisions and actions out."""
 
+from datetime import UTC, datetime, timedelta
+
+from gpu_telemetry.records import encode
+
 
 def test_an_overheating_gpu_is_stored_warned_of_raised_acted_on_and_resolved(stream, make_fleet, start, wait_for):
     fleet = make_fleet()
@@ -112,3 +116,20 @@ def test_a_gpu_that_moves_to_another_node_is_one_gpu_with_alerts_of_each_node(st
         ("node-1", "high_temperature", "active"),  # gone is not cool
         ("node-2", "high_temperature", "active"),
     ]
+
+
+def test_a_node_whose_records_lie_in_two_partitions_is_one_node(stream, make_fleet, start, wait_for):
+    # As in a topic that grew before it was read to its end.
+    fleet = make_fleet(nodes=1, gpus=2, start=datetime.now(UTC) - timedelta(minutes=10))
+    turns = [fleet.round({("node-1", 0): temperature}) for temperature in (60, 92, 97, 80)]
+    for partition, turn in zip((0, 0, 1, 1), turns, strict=True):
+        for record in turn:
+            stream.producer.produce(stream.kafka.topic, encode(record), record.node_id.encode(), partition=partition)
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 12, 30)
+    assert stream.count("gpu_metrics") == 8
+    assert stream.count("placements") == 2
+    # In which order the partitions come is nobody's to say; no alert is opened twice, and none is left behind.
+    assert stream.count("alerts", "status = 'active'") == 0
+    assert stream.count("alerts") <= 1
