@@ -189,7 +189,7 @@ class Outbox:
             "worker": self._worker_id,
             "attempt": action.attempt,
             "status": status,
-            "reason": None if result.reason is None else result.reason[:_LONGEST_REASON],
+            "reason": None if result.reason is None else _storable(result.reason[:_LONGEST_REASON]),
             "retry_seconds": retry_seconds,
             "details": Jsonb(_storable(result.details)),
         }
@@ -313,6 +313,8 @@ def _action(row: _Row, workloads: list[dict[str, Any]]) -> Action:
     )
 
 
-def _storable(details: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
-    """The details without NUL, which a receiver may answer and no column can hold."""
-    return msgspec.json.decode(msgspec.json.encode(details).replace(b"\\u0000", b"\\ufffd"))
+def _storable(told: dict[str, Any] | str) -> Any:  # noqa: ANN401 - JSON
+    """Details or a reason without NUL, which a receiver may answer and no column can hold."""
+    if isinstance(told, str):
+        return told.replace("\0", "\ufffd")
+    return msgspec.json.decode(msgspec.json.encode(told).replace(b"\\u0000", b"\\ufffd"))

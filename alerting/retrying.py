@@ -22,7 +22,8 @@ def is_conflict(error: psycopg.Error) -> bool:
 
 def is_data_error(error: psycopg.Error) -> bool:
     """Whether the database refuses a value: data exceptions, violated constraints, and keys over its limits."""
-    return (error.sqlstate or "")[:2] in {"22", "23", "54"}
+    # Found by the client before it was sent, it has no SQLSTATE.
+    return isinstance(error, psycopg.DataError) or (error.sqlstate or "")[:2] in {"22", "23", "54"}
 
 
 def is_outage(error: psycopg.Error) -> bool:

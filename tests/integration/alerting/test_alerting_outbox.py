@@ -266,6 +266,10 @@ def test_a_refused_migration_fails_with_the_reason_and_a_broken_receiver_is_aske
     made = make_outbox()
     drain(made)
     assert decisions.outcome(refused) == ("failed", "409: GPU 3 on node-1 runs no job")
+    loopback_receiver.answers["/control/migrate"] = (409, {"detail": "no\0job"})
+    odd = decisions.decide(decisions.alert(), "migrate_workload")
+    drain(made)
+    assert decisions.outcome(odd) == ("failed", "409: no\ufffdjob")
     loopback_receiver.answers["/control/migrate"] = (502, {})
     broken = decisions.decide(decisions.alert(), "migrate_workload")
     for _ in range(4):

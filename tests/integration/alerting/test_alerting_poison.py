@@ -4,6 +4,7 @@ import logging
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
@@ -191,3 +192,27 @@ def test_a_dead_letter_larger_than_its_topic_takes_is_cut_and_stops_nothing(
     assert headers["reason"] == "malformed"
     assert headers["cut_from_bytes"] == "40000"
     assert letter.value() == b"y" * 8192
+
+
+def test_a_worker_killed_between_a_dead_letters_delivery_and_its_commit_delivers_it_again_and_counts_it_once(
+    stream, make_fleet, engine_process, wait_for, dead_letters
+):
+    fleet = make_fleet(nodes=1, gpus=1)
+    record, closing = fleet.turn("node-1")
+    first = engine_process(ALERTING_GROUP_ID="first")
+    wait_for(lambda: stream.count("consumer_offsets") == 3, 60)
+    with psycopg.connect(stream.database.url.get_secret_value()) as holder:
+        holder.execute("SELECT * FROM consumer_offsets FOR UPDATE")
+        stream.send_raw(altered(record, memory_used_mib=2**31), "node-1")
+        stream.send(closing)
+        stream.flush()
+        [delivered] = dead_letters(1)
+        first.kill()
+        first.wait()
+    assert stream.taken_in() == 0
+    engine_process(ALERTING_GROUP_ID="second")
+    wait_for(lambda: stream.taken_in() == 2, 60)
+    [again] = dead_letters(1)
+    assert again.headers() == delivered.headers()
+    assert again.value() == delivered.value()
+    assert stream.query("SELECT reason, gpu_records, scrapes FROM stream_drops") == [("invalid", 1, 0)]

@@ -26,6 +26,7 @@ def test_delays_double_up_to_their_bound_and_keep_in_its_upper_half():
         (psycopg.errors.CheckViolation, "data"),
         (psycopg.errors.UntranslatableCharacter, "data"),
         (psycopg.errors.ProgramLimitExceeded, "data"),
+        (psycopg.DataError, "data"),  # as the client raises it, without an SQLSTATE
         (psycopg.OperationalError, "outage"),
         (psycopg.errors.AdminShutdown, "outage"),
         (psycopg.errors.DiskFull, "outage"),
