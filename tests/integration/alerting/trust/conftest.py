@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from gpu_telemetry.kafka import admin_client, ensure_topics
+from gpu_telemetry.kafka import admin_client
 from gpu_telemetry.local.kafka import KafkaServer
 from gpu_telemetry.local.postgres import PostgresServer
 from gpu_telemetry.records import DropCount, GpuRecord, SilenceRecord, encode
@@ -64,6 +64,7 @@ class Soak:
             self.seed += 1
 
     def tell(self):
+        """Keep what was counted for the end of the session."""
         figures = ", ".join(f"{count} {what}" for what, count in self.counts.items())
         seconds = time.monotonic() - self._began
         _figures.append(f"{self.name}: {figures}; {seconds:.0f} s, SOAK_SEED={self.first}")
@@ -459,16 +460,7 @@ def delete_before():
 
     def delete(stream, partition, offset):
         place = TopicPartition(stream.kafka.topic, partition, offset)
-        admin_client(stream.kafka).delete_records([place])[place].result(30)
+        client = admin_client(stream.kafka)
+        client.delete_records([place])[place].result(30)
 
     return delete
-
-
-@pytest.fixture
-def make_topics(wait_for):
-    """`make_topics(stream)`: create the stream's topics on a broker that lost them, and wait until they stand."""
-
-    def make(stream):
-        wait_for(lambda: stream.kafka.topic in ensure_topics(stream.kafka), 60)
-
-    return make

@@ -281,6 +281,8 @@ class Machine(RuleBasedStateMachine):
 
     # What the bridge does.
 
+    _TEMPERATURES = st.tuples(*[st.sampled_from([None, 60.0, 60.0, 84.0, 88.0, 91.0, 96.0, 97.0])] * len(UUIDS))
+
     def _send(self, node, value):
         number = partition_of(node, PARTITIONS)
         self.log[number].append(
@@ -297,13 +299,25 @@ class Machine(RuleBasedStateMachine):
     @rule(
         node=st.sampled_from(NODES),
         up=st.sampled_from([True, True, True, False]),
-        temperatures=st.tuples(*[st.sampled_from([None, 60.0, 60.0, 84.0, 88.0, 91.0, 96.0, 97.0])] * len(UUIDS)),
+        temperatures=_TEMPERATURES,
         order=st.sampled_from(["as it is", "as it is", "closing first", "backwards"]),
         held=st.sampled_from([0, 0, 0, 0, 1, 3]),
         times=st.sampled_from([1, 1, 1, 2]),
     )
-    def turn(self, node, up, temperatures, order, held, times):
+    def odd_turn(self, node, up, temperatures, order, held, times):
         """One turn of a node; `held` of its messages come later, `times` says how often all others come."""
+        self._turn(node, up, temperatures, order, held, times)
+
+    @rule(
+        node=st.sampled_from(NODES),
+        turns=st.lists(st.tuples(st.sampled_from([True] * 4 + [False]), _TEMPERATURES), min_size=1, max_size=6),
+    )
+    def turns(self, node, turns):
+        """Some turns of a node, one after another."""
+        for up, temperatures in turns:
+            self._turn(node, up, temperatures)
+
+    def _turn(self, node, up, temperatures, order="as it is", held=0, times=1):
         self.seq[node] += 1
         at = self.start + self.seq[node] * INTERVAL
         shared = {
@@ -390,13 +404,14 @@ class Machine(RuleBasedStateMachine):
     # What the workers do.
 
     _WORKER = st.integers(0, 1)
-    _COUNTS = st.tuples(*[st.integers(0, 9)] * PARTITIONS)
+    _COUNTS = st.tuples(*[st.sampled_from([0, 1, 3, 8, 20, 20])] * PARTITIONS)
+    _STEPS = st.integers(0, 25)
 
     @rule(which=_WORKER, counts=_COUNTS)
     def take(self, which, counts):
         self.workers[which].take(counts)
 
-    @rule(which=_WORKER, counts=_COUNTS, steps=st.integers(0, 30))
+    @rule(which=_WORKER, counts=_COUNTS, steps=_STEPS)
     def take_and_be_killed(self, which, counts, steps):
         worker = self.workers[which]
         if worker.connection.closed:
@@ -408,7 +423,7 @@ class Machine(RuleBasedStateMachine):
             self.counts["kills inside"] += 1
         self.kill(which)
 
-    @rule(which=_WORKER, counts=_COUNTS, steps=st.integers(0, 30))
+    @rule(which=_WORKER, counts=_COUNTS, steps=_STEPS)
     def take_and_lose_the_connection(self, which, counts, steps):
         worker = self.workers[which]
         if worker.connection.closed:
