@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -139,7 +139,7 @@ class Prometheus:
             "scrape_configs": jobs,
         }
         (directory / "prometheus.yml").write_text(yaml.safe_dump(configuration))
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=60)
         with (directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
@@ -262,7 +262,7 @@ def fed(tmp_path_factory, free_port_offset, free_ports, wait_for):
                 (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(log.read_text()[-2000:])
             return "logs: " in log.read_text()
 
-        wait_for(is_up, 90, log.read_text)
+        wait_for(is_up, 150, log.read_text)
         state = json.loads((home / "stack" / "state.json").read_text())
         own = {"bridge": 9500, "alert-engine": 9501, "api": 8080}
         jobs = [
@@ -292,7 +292,7 @@ def _with_faults(offset, postgres, prometheus, wait_for):
     def placed():
         return postgres.ask("SELECT node_id, gpu_index, gpu_uuid FROM placements", {})
 
-    wait_for(lambda: len({row["node_id"] for row in placed()}) == 5, 30, "five nodes are stored")
+    wait_for(lambda: len({row["node_id"] for row in placed()}) == 5, 90, "five nodes are stored")
     for kind, node, index in (
         ("overheat", "node-1", 0),
         ("xid", "node-1", 1),
@@ -304,10 +304,10 @@ def _with_faults(offset, postgres, prometheus, wait_for):
         body = {"kind": kind, "node": node} | ({} if index is None else {"gpu": index})
         httpx.post(f"http://127.0.0.1:{9400 + offset}/control/faults", json=body).raise_for_status()
     wanted = {"xid_error", "high_memory", "gpu_lost", "exporter_down", "high_temperature"}
-    wait_for(lambda: wanted <= alerts(), 60, lambda: f"of {wanted} fired: {alerts()}")
+    wait_for(lambda: wanted <= alerts(), 120, lambda: f"of {wanted} fired: {alerts()}")
     migrations = "SELECT FROM alert_actions WHERE action_type = 'migrate_workload' AND finished_at IS NOT NULL"
-    wait_for(lambda: postgres.ask(migrations, {}), 60, "a migration was decided")
-    wait_for(lambda: prometheus.has("gpu:throttled:bool") and prometheus.has("workload:gpus:count"), 30, "rules")
+    wait_for(lambda: postgres.ask(migrations, {}), 120, "a migration was decided")
+    wait_for(lambda: prometheus.has("gpu:throttled:bool") and prometheus.has("workload:gpus:count"), 90, "rules")
     uuids = {(row["node_id"], row["gpu_index"]): row["gpu_uuid"] for row in placed()}
     where = [("node-1", 1), ("node-1", 0), ("node-2", 0), ("node-5", 0)]
     return Fed(prometheus, postgres, [on(node, uuids[node, index]) for node, index in where])
@@ -436,36 +436,43 @@ def large_fleet(tmp_path_factory, postgres_server, free_ports, wait_for):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    job = {
-        "job_name": "gpu-fleet",
-        "honor_labels": True,
-        "static_configs": [{"targets": [f"127.0.0.1:{server.server_port}"]}],
-    }
-    (port,) = free_ports(1)
-    prometheus = Prometheus(tmp_path_factory.mktemp("large"), port, [job], interval=5)
+    with ExitStack() as undo:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        undo.callback(server.server_close)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        undo.callback(thread.join)
+        undo.callback(server.shutdown)
+        job = {
+            "job_name": "gpu-fleet",
+            "honor_labels": True,
+            "static_configs": [{"targets": [f"127.0.0.1:{server.server_port}"]}],
+        }
+        (port,) = free_ports(1)
+        prometheus = Prometheus(tmp_path_factory.mktemp("large"), port, [job], interval=5)
+        undo.callback(prometheus.end)
+        url = undo.enter_context(_database(postgres_server))
+        with psycopg.connect(url) as connection:
+            connection.execute(LARGE_FLEET)
+        # The first evaluation may have come before the first scrape.
+        enough = "count(gpu:workload:share) > 5000 and count(workload:gpus:count) > 1000"
+        wait_for(lambda: prometheus.has(enough), 120, "the rules were evaluated over the whole fleet")
+        postgres = Postgres(url)
+        undo.callback(postgres.connection.close)
+        one, whole = {"node": "node-500", "uuid": "GPU-500-1"}, {"node": ".*", "uuid": ""}
+        yield Fed(prometheus, postgres, [ALL | one, ALL | whole])
+
+
+@contextmanager
+def _database(server):
+    """The URL of a database with our schema, dropped at the end."""
     name = f"grafana_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
+    with psycopg.connect(server.database_url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    url = postgres_server.database_url(name)
-    database.upgrade(DatabaseSettings(url=SecretStr(url)))
-    with psycopg.connect(url) as connection:
-        connection.execute(LARGE_FLEET)
-    # The first evaluation may have come before the first scrape.
-    wait_for(
-        lambda: prometheus.has("count(gpu:workload:share) > 5000 and count(workload:gpus:count) > 1000"), 60, "rules"
-    )
-    postgres = Postgres(url)
-    yield Fed(prometheus, postgres, [ALL | {"node": "node-500", "uuid": "GPU-500-1"}, ALL | {"node": ".*", "uuid": ""}])
-    postgres.connection.close()
-    prometheus.end()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-    with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as connection:
+    database.upgrade(DatabaseSettings(url=SecretStr(server.database_url(name))))
+    yield server.database_url(name)
+    with psycopg.connect(server.database_url("postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
