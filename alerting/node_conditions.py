@@ -6,6 +6,7 @@ from alerting.lifecycle import Lifecycle
 from alerting.node_state import LONG_AGO, Bridge, Gpu, NodeState
 from alerting.rule_schema import DuplicateScraperRule, ExporterDownRule, ExporterFrozenRule, GpuLostRule, NodeSilentRule
 from alerting.transitions import Transition
+from gpu_telemetry.clock import rfc3339
 from gpu_telemetry.records import ScrapeRecord, SilenceRecord
 
 # A node is silent after this many of its intervals, and scraped twice by two bridges within this many.
@@ -137,7 +138,9 @@ class NodeSilent:
             return False
         wait = timedelta(milliseconds=SILENT_INTERVALS * record.interval_ms)
         message = self.rule.message.format(node_id=state.node_id, seconds=wait.total_seconds())
-        self.lifecycle.fire(state, key, record.last_collected_at + wait, self.rule.severity, message, out)
+        # Wall time, as the record tells it: it says whether the silence is news, and decides nothing here.
+        details = {"detected_at": rfc3339(record.detected_at)}
+        self.lifecycle.fire(state, key, record.last_collected_at + wait, self.rule.severity, message, out, details)
         return True
 
     def end(self, state: NodeState, at: datetime, out: list[Transition]) -> None:

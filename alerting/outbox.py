@@ -131,7 +131,10 @@ class Outbox:
 
     def _judge_notice(self, connection: Connection[Any], row: _Row) -> Verdict:
         newest = connection.execute(SQL["newest_gpu_record"], {"node_id": row["node_id"]}).fetchone()
-        heard = [moment for moment in (row["last_heard"], newest and newest[0]) if moment is not None]
+        # A silence is a record of the node too, though no record by the node: it is new where the node is long gone.
+        silence = connection.execute(SQL["told_silence"], {"alert_id": row["alert_id"]}).fetchone()
+        told = (row["last_heard"], newest and newest[0], silence and silence[0])
+        heard = [moment for moment in told if moment is not None]
         return on_notice(
             # Behind an earlier notice of the alert that was tried, its first claim could only come late.
             row["created_at"] if row["has_waited"] else row["now"],

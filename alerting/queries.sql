@@ -298,6 +298,12 @@ SELECT max(m.collected_at)
                       WHERE placement_id = p.placement_id ORDER BY collected_at DESC LIMIT 1) AS m
  WHERE p.node_id = %(node_id)s;
 
+-- name: told_silence
+-- When a worker noticed the silence that fired this alert; none for other alerts.
+SELECT max((details ->> 'detected_at')::timestamptz)
+  FROM alert_events
+ WHERE alert_id = %(alert_id)s AND transition = 'fired' AND details ? 'detected_at';
+
 -- name: workloads_of_gpu
 -- The workloads on the GPU's newest record of that node, and whether that turn's closing record is stored.
 SELECT m.collected_at, coalesce(m.workloads, '[]') AS workloads,

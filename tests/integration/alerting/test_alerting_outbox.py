@@ -223,6 +223,24 @@ def test_old_news_is_not_told_unless_its_alert_fires_on_a_live_node(decisions, m
     assert decisions.outcome(new_on_dead_node) == ("succeeded", None)
 
 
+def test_the_silence_of_a_node_that_died_long_ago_is_news_when_it_is_noticed(decisions, make_outbox):
+    # The alert engine was down for an hour, in which the node died.
+    hour = timedelta(hours=1)
+    outcomes = []
+    for noticed in (datetime.now(UTC), datetime.now(UTC) - hour):
+        alert_id = decisions.alert(age=hour, record_age=hour, node=f"node-{noticed.hour}")
+        decisions.connection.execute(
+            "INSERT INTO alert_events (alert_id, rule, alert_type, node_id, transition, severity, message, details,"
+            " started_at, at) VALUES (%s, 'node_silent', 'node_silent', 'node-1', 'fired', 'warning', '', %s, now(),"
+            " now())",
+            (alert_id, Jsonb({"detected_at": noticed.isoformat()})),
+        )
+        action = decisions.decide(alert_id, age=hour)
+        drain(make_outbox())
+        outcomes.append(decisions.outcome(action))
+    assert outcomes == [("succeeded", None), ("skipped", "stale")]
+
+
 def test_a_migration_is_asked_for_with_the_decisions_key_and_keeps_what_was_done(
     decisions, make_outbox, loopback_receiver
 ):
