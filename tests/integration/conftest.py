@@ -1,6 +1,16 @@
-"""An emulated node and the bridge's reading side of it, without a network in between."""
+"""An emulated node and the bridge's reading side of it, without a network in between; and a bridge as a process."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import defaultdict
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 import pytest
@@ -76,3 +86,127 @@ class NodeReader:
 def read_node():
     """`read_node(**settings)`: a reader of node-1 of a fleet with four GPUs and these settings."""
     return NodeReader
+
+
+PAGE = """\
+# HELP DCGM_FI_DEV_GPU_TEMP GPU temperature (in C).
+# TYPE DCGM_FI_DEV_GPU_TEMP gauge
+DCGM_FI_DEV_GPU_TEMP{{gpu="0",UUID="GPU-{node}",device="nvidia0",modelName="NVIDIA H100",Hostname="{node}"}} {value}
+"""
+
+
+class _Exporter(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        node = self.path.strip("/").partition("/")[0]
+        self.server.scrapes[node] += 1
+        body = PAGE.format(node=node, value=self.server.scrapes[node] % 80).encode()
+        self.send_response(500 if node.startswith("broken") else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def exporters():
+    """A server whose path /NODE/metrics is an exporter; `scrapes` counts by node."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Exporter)
+    server.daemon_threads = True
+    server.scrapes = defaultdict(int)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Bridge:
+    """A bridge's process, its log and its port."""
+
+    def __init__(self, folder, exporters, port, environment, arguments=()):
+        self.port = port
+        self.log = folder / "bridge.log"
+        self.targets = folder / "targets.json"
+        self._exporter_port = exporters.server_port
+        self._arguments = arguments
+        self._environment = {
+            "BRIDGE_TARGETS_FILE": str(self.targets),
+            "BRIDGE_LISTEN": f"127.0.0.1:{port}",
+            "BRIDGE_INTERVAL_SECONDS": "0.5",
+            "BRIDGE_REFRESH_SECONDS": "0.2",
+        } | environment
+        self.process = None
+
+    def list(self, *nodes):
+        """Write the targets file."""
+        groups = [
+            {
+                "targets": [f"127.0.0.1:{self._exporter_port}"],
+                "labels": {
+                    "node_id": node,
+                    "datacenter": "us-west-1",
+                    "instance": f"{node}:9400",
+                    "__metrics_path__": f"/{node}/metrics",
+                },
+            }
+            for node in nodes
+        ]
+        new = self.targets.with_suffix(".new")
+        new.write_text(json.dumps(groups))
+        new.replace(self.targets)
+
+    def start(self, *nodes):
+        self.list(*nodes)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("BRIDGE_", "KAFKA_"))}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gpu_telemetry.cli", "bridge", *self._arguments],
+                env=environment | self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def metric(self, name):
+        """A number of its own metrics; None before it serves them."""
+        try:
+            page = self.get("/metrics")
+        except OSError:
+            return None
+        return next((float(line.split(" ")[1]) for line in page.splitlines() if line.startswith(f"{name} ")), None)
+
+    def said(self):
+        return self.log.read_text()
+
+    def end(self, deadline_seconds=15.0):
+        """End it by SIGTERM; its exit status and how long it took."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(deadline_seconds), time.monotonic() - began
+
+
+@pytest.fixture
+def bridge(tmp_path, exporters, free_ports):
+    """`bridge(bootstrap, topic, ...)`: a bridge that is started by `start(nodes)` and ended with the test."""
+    made = []
+
+    def make(bootstrap, topic, *arguments, **environment):
+        settings = {"KAFKA_BOOTSTRAP_SERVERS": bootstrap, "KAFKA_TOPIC": topic, "KAFKA_DLQ_TOPIC": f"{topic}.dlq"}
+        made.append(Bridge(tmp_path, exporters, *free_ports(1), settings | environment, arguments))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.process is not None and one.process.poll() is None:
+            one.process.kill()
+            one.process.wait(10)
