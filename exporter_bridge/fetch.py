@@ -18,7 +18,7 @@ _USER_AGENT: Final = f"gpu-telemetry/{version('gpu-telemetry')}"
 # One receive buffer for all transfers: a usual page comes in one or two pieces.
 _RECEIVE_BUFFER_BYTES: Final = 256 * 1024
 # Easy handles that wait for the next transfer; those beyond are closed.
-_IDLE_HANDLES: Final = 512
+_IDLE_HANDLES: Final = 64
 # Sets of files that are remembered; far more than a configuration names at one time.
 _MOST_CREDENTIALS: Final = 1000
 # How often the files of secrets and certificates are looked at.
@@ -87,12 +87,21 @@ class Fetcher:
     """Transfers on the running event loop. `start` gives at once; its callback gets the answer from the loop.
 
     A transfer fails alone, with its reason. Connections are kept for the next one to the same exporter, up to
-    `kept_connections` over all; easy handles are used again.
+    `kept_connections` over all; easy handles are used again. `work_done` is called when libcurl has done what there was
+    to do for the time being, and the callbacks of what ended have returned.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, body_limit_bytes: int, kept_connections: int) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        body_limit_bytes: int,
+        kept_connections: int,
+        work_done: Callable[[], None] = lambda: None,
+    ) -> None:
         self._loop = loop
         self._body_limit_bytes = body_limit_bytes
+        self._work_done = work_done
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
@@ -297,6 +306,7 @@ class Fetcher:
         _, running = self._multi.socket_action(fd, ready)
         if running < len(self._under_way):
             self._finish()
+        self._work_done()
 
     def _finish(self) -> None:
         queued = 1

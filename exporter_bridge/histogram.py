@@ -47,6 +47,10 @@ class LoopHolds:
         self._thread_time = thread_time
         self._last = thread_time()
 
+    def begin(self) -> None:
+        """What was done until now is not the loop's."""
+        self._last = self._thread_time()
+
     def mark(self) -> None:
         """A piece of work ends here."""
         now = self._thread_time()

@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 # How often waiting scrapes are handed over and delivery reports are served: what a record waits at most.
 _TICK_SECONDS: Final = 0.05
 _CLOSING_TICK_SECONDS: Final = 0.01
-# One call to librdkafka: about 2 ms of the loop's time.
-_BATCH_MESSAGES: Final = 1_000
+# One call to librdkafka: about a millisecond of the loop's time.
+_BATCH_MESSAGES: Final = 500
 _VERIFY_RETRY_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 _CLOSING_RECORD: Final = b'"kind":"scrape"'
 _KIND_WITHIN: Final = 64

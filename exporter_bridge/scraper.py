@@ -18,7 +18,7 @@ from exporter_bridge.node import Node
 from exporter_bridge.publisher import Publisher
 from exporter_bridge.records import Scrape, Turn
 from exporter_bridge.settings import BridgeSettings
-from exporter_bridge.slicing import SlicedReader
+from exporter_bridge.slicing import SLICE_SECONDS, SlicedReader
 from exporter_bridge.targets import Target, offset_of
 from exporter_bridge.telling import NodeLog
 from exporter_bridge.timetable import Timetable
@@ -69,6 +69,8 @@ class Scraper:
         self._to_wall = clock.now().timestamp() - time.monotonic()
         self._timetable = Timetable(settings.interval_seconds, self._now())
         self._timer: asyncio.TimerHandle | None = None
+        self._due: deque[Node] = deque()
+        self._beginning: asyncio.Handle | None = None
         self._in_flight = 0
         self._waiting: deque[Node] = deque()
         self._reader = SlicedReader(self._loop, metrics.loop_holds.mark)
@@ -133,8 +135,8 @@ class Scraper:
 
     @property
     def waiting(self) -> int:
-        """Turns that have come and wait for a free connection, or for the reading of their page."""
-        return len(self._waiting) + len(self._reader)
+        """Turns that have come and wait to begin, for a free connection, or for the reading of their page."""
+        return len(self._due) + len(self._waiting) + len(self._reader)
 
     def start(self) -> None:
         """Let the turns come."""
@@ -145,6 +147,10 @@ class Scraper:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._beginning is not None:
+            self._beginning.cancel()
+            self._beginning = None
+        self._due.clear()
         self._waiting.clear()
         self._reader.stop()
 
@@ -175,8 +181,19 @@ class Scraper:
         for node_id in self._timetable.due(now):
             node = self._nodes[node_id]
             node.due_at = now - (now - node.offset_seconds) % self._settings.interval_seconds
-            self._begin(node)
+            self._due.append(node)
+        if self._beginning is None:
+            self._begin_due()
         self._arm()
+
+    def _begin_due(self) -> None:
+        """Begin the turns that have come; after a standstill they are many, so with a breath in between."""
+        deadline = time.perf_counter() + SLICE_SECONDS
+        while self._due and time.perf_counter() < deadline:
+            node = self._due.popleft()
+            if self._nodes.get(node.target.node_id) is node:
+                self._begin(node)
+        self._beginning = self._loop.call_soon(self._begin_due) if self._due else None
         self._metrics.loop_holds.mark()
 
     # -- a turn -----------------------------------------------------------------------------------------------------
@@ -216,7 +233,6 @@ class Scraper:
             lambda: self._internal_error(node, answer),
             new=node.page is None,
         )
-        self._metrics.loop_holds.mark()
 
     def _take_page(self, node: Node, answer: Answer, page: Page, at_ms: int) -> None:
         self._count_refused(node, page)

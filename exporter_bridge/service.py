@@ -1,7 +1,6 @@
 """The bridge as a process: its parts wired together, started, watched, and ended in order."""
 
 import asyncio
-import gc
 import logging
 import resource
 import signal
@@ -13,6 +12,7 @@ from confluent_kafka import KafkaException
 from exporter_bridge.discovery import Discovery, FileSource, HttpSource, Reading, Source
 from exporter_bridge.fetch import Fetcher
 from exporter_bridge.membership import Membership
+from exporter_bridge.memory import Memory
 from exporter_bridge.metrics import BridgeMetrics
 from exporter_bridge.publisher import Publisher
 from exporter_bridge.scraper import Scraper
@@ -27,8 +27,6 @@ _log = logging.getLogger(__name__)
 # Files that are open beside the connections to exporters: the listener's, Kafka's, the process's own.
 _OTHER_OPEN_FILES: Final = 256
 _MOST_OPEN_FILES: Final = 1_000_000
-# By how much what is known of the pages grows before it is settled anew.
-_SETTLED_GROWTH: Final = 1.1
 # A discovery that starts beside the bridge is asked again soon.
 _FIRST_RETRY_SECONDS: Final = 1.0
 
@@ -45,7 +43,12 @@ class Bridge:
         kept = min(settings.max_kept_connections, connections // 2)
         in_flight = min(settings.max_in_flight or connections, connections - kept)
         self.metrics = BridgeMetrics(settings.id)
-        self._fetcher = Fetcher(loop, body_limit_bytes=settings.body_limit_bytes, kept_connections=kept)
+        self._fetcher = Fetcher(
+            loop,
+            body_limit_bytes=settings.body_limit_bytes,
+            kept_connections=kept,
+            work_done=self.metrics.loop_holds.mark,
+        )
         try:
             self.publisher = Publisher(
                 kafka, self.metrics, queue_scrapes=settings.queue_scrapes, queue_bytes=settings.queue_bytes
@@ -68,7 +71,6 @@ class Bridge:
         self._server = BridgeServer(
             self.scraper, self.metrics, nodes_per_shard=settings.nodes_per_sd_shard, unready=self._unready
         )
-        self._settled_blocks = 0
         self._told_published = 0
         self._told_errors: tuple[str, ...] = ()
         self._watch_numbers()
@@ -90,10 +92,12 @@ class Bridge:
                 f"BRIDGE_LISTEN: cannot listen on {self._settings.listen}: {error.strerror or error}"
             ) from None
         _log.info("Serving /metrics, /fleet/metrics and /sd on %s:%d", host, port)
+        self.metrics.loop_holds.begin()
         self.scraper.start()
         publishing = asyncio.create_task(self.publisher.run())
         try:
-            await _until(stop, publishing, self._keep_targets_current(), self._report())
+            memory = Memory(lambda: self.scraper.exposition.blocks_laid_out, self.metrics.loop_holds.mark)
+            await _until(stop, publishing, self._keep_targets_current(), self._report(), memory.keep())
         finally:
             self.scraper.stop()
             self._fetcher.close()
@@ -155,8 +159,6 @@ class Bridge:
             await asyncio.sleep(wait if self._has_targets else min(wait, _FIRST_RETRY_SECONDS))
             self._take(await self._discovery.read())
             self.metrics.loop_holds.mark()
-            self._settle_memory()
-            self.metrics.loop_holds.mark()
 
     def _take(self, reading: Reading) -> None:
         """Scrape what a read of the configuration shows, and let go of whom it has long not shown."""
@@ -180,18 +182,6 @@ class Bridge:
             left = self._membership.valid_read(reading.targets)
             self.scraper.remove(left.removed)
             self.scraper.forget(left.forgotten)
-
-    def _settle_memory(self) -> None:
-        """Take what is known of the pages out of the garbage collector's sight, when there is markedly more of it.
-
-        It lives as long as its node and is freed without the collector, but each full collection would walk over all of
-        it: at 1,000 nodes that stopped the loop for 50 ms (measured), and it grows with the fleet.
-        """
-        laid_out = self.scraper.exposition.blocks_laid_out
-        if laid_out > _SETTLED_GROWTH * self._settled_blocks:
-            gc.collect(1)
-            gc.freeze()
-            self._settled_blocks = laid_out
 
     # -- what is told -------------------------------------------------------------------------------------------------
 

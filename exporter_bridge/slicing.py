@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from exporter_bridge.layouts import Page
 
-# How long the reading of new pages may keep the loop from what is due.
+# How long what can wait, as the reading of new pages can, may keep the loop from what is due.
 SLICE_SECONDS: Final = 0.004
 
 
