@@ -7,7 +7,7 @@ directory=${1:-./secrets}
 # the containers as they are, and there each service runs as a user of its own.
 mkdir -p "$directory"
 chmod 700 "$directory"
-for name in postgres_password grafana_reader_password grafana_admin_password; do
+for name in postgres_password telemetry_password grafana_reader_password grafana_admin_password; do
   file=$directory/$name
   if [ -e "$file" ]; then
     echo "$file: kept"

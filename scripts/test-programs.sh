@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the tests need that pip cannot bring: Prometheus with promtool, and a browser with its driver.
+# What the tests need that pip cannot bring: Prometheus with promtool, a browser with its driver, and compose.
 # As root, on a machine with apt, what is missing is installed; else it is named, and the tests go on without.
 set -eu
 
@@ -11,6 +11,8 @@ want prometheus prometheus
 want promtool prometheus
 want chromium chromium
 want chromedriver chromium-driver
+# Either generation of compose reads the files; no engine is needed.
+docker compose version >/dev/null 2>&1 || want docker-compose docker-compose
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 [ -n "${missing% }" ] || exit 0
 

@@ -13,9 +13,11 @@ import psycopg
 import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr
 
 from exporter_bridge.targets import read_targets
-from gpu_telemetry.local.postgres import _binaries
+from gpu_telemetry import database
+from gpu_telemetry.local.postgres import PostgresServer, _binaries
 from gpu_telemetry.settings import DatabaseSettings, KafkaSettings, LogSettings, Settings, split_address
 
 ROOT = Path(__file__).parents[2]
@@ -364,7 +366,10 @@ def test_every_volume_is_used_and_every_mounted_path_is_there(project):
             else:
                 named.add(source)
     assert named == set(project["volumes"])
-    assert os.access(ROOT / "compose/postgres/20-grafana-reader.sh", os.X_OK)
+    scripts = set((ROOT / "compose/postgres").iterdir())
+    assert all(os.access(script, os.X_OK) for script in scripts)
+    mounts = [mount.split(":") for mount in project["services"]["postgres"]["volumes"]]
+    assert {ROOT / source for source, target, *_ in mounts if "initdb.d" in target} == scripts
 
 
 def test_prometheus_scrapes_services_where_they_listen():
@@ -415,36 +420,45 @@ def test_the_example_environment_names_every_variable_with_its_default():
             assert default == (used[name] or ""), name
 
 
-@pytest.fixture
-def roles(postgres_url):
-    """Gives the roles of the shared server back as they were."""
-    yield
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("DROP ROLE IF EXISTS grafana_reader")
-
-
-@pytest.mark.usefixtures("roles")
-def test_postgres_scripts_make_the_schema_and_a_login_that_can_only_read(postgres_url, tmp_path):
-    password = tmp_path / "password"
-    password.write_text("it's secret\n")
-    parts = conninfo_to_dict(postgres_url)
-    environment = {
-        "PATH": f"{_binaries()}:{os.environ['PATH']}",
-        "PGHOST": parts["host"],
-        "PGPORT": parts["port"],
-        "POSTGRES_USER": parts["user"],
-        "POSTGRES_DB": parts["dbname"],
-        "GRAFANA_READER_PASSWORD_FILE": str(password),
-    }
-    to_database = ["--username", parts["user"], "--dbname", parts["dbname"]]
-    subprocess.run(
-        ["psql", "-q", "-v", "ON_ERROR_STOP=1", *to_database, "-f", ROOT / "init.sql"], env=environment, check=True
+def test_postgres_scripts_make_an_owner_who_is_no_superuser_the_schema_and_a_login_that_can_only_read(
+    monkeypatch, tmp_path, free_ports
+):
+    # The image's superuser; the local stack's is telemetry itself.
+    monkeypatch.setattr("gpu_telemetry.local.postgres.USER", "postgres")
+    server = PostgresServer(
+        tmp_path / "server", *free_ports(1), log=tmp_path / "postgres.log", password=False, durable=False
     )
-    subprocess.run([ROOT / "compose/postgres/20-grafana-reader.sh"], env=environment, check=True)
-    with psycopg.connect(postgres_url, user="grafana_reader", password="it's secret", autocommit=True) as reader:
-        assert reader.execute("SELECT count(*) FROM gpu_metrics").fetchone() == (0,)
-        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-            reader.execute("DELETE FROM alerts")
-        reader.execute("SET default_transaction_read_only = off")
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            reader.execute("DELETE FROM alerts")
+    server.start()
+    try:
+        password = tmp_path / "password"
+        password.write_text("it's secret\n")
+        parts = conninfo_to_dict(server.url)
+        environment = {
+            "PATH": f"{_binaries()}:{os.environ['PATH']}",
+            "PGHOST": parts["host"],
+            "PGPORT": parts["port"],
+            "POSTGRES_USER": "postgres",
+            "POSTGRES_DB": parts["dbname"],
+            "TELEMETRY_PASSWORD_FILE": str(password),
+            "GRAFANA_READER_PASSWORD_FILE": str(password),
+            "INIT_SQL": str(ROOT / "init.sql"),
+        }
+        for script in sorted((ROOT / "compose/postgres").iterdir()):
+            subprocess.run([script], env=environment, check=True)
+        ours = f"postgresql://telemetry@{parts['host']}:{parts['port']}/{parts['dbname']}"
+        settings = DatabaseSettings(url=SecretStr(ours), password_file=password)
+        assert database.upgrade(settings) == []
+        with database.connect(settings, "test", autocommit=True) as owner:
+            database.verify(owner)
+            assert owner.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (False,)
+            tables = owner.execute("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'").fetchall()
+            assert tables == [("telemetry",)]
+        with psycopg.connect(ours, user="grafana_reader", password="it's secret", autocommit=True) as reader:
+            assert reader.execute("SELECT count(*) FROM gpu_metrics").fetchone() == (0,)
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                reader.execute("DELETE FROM alerts")
+            reader.execute("SET default_transaction_read_only = off")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                reader.execute("DELETE FROM alerts")
+    finally:
+        server.stop()

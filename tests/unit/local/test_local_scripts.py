@@ -65,7 +65,7 @@ def test_a_python_without_venv_is_told_what_to_install(run):
 def test_programs_that_the_tests_lack_are_named_where_apt_is_not_to_be_had(run):
     told = run("test-programs.sh")
     assert told.returncode == 0
-    assert "chromium chromium-driver prometheus" in told.stderr
+    assert "chromium chromium-driver docker-compose prometheus" in told.stderr
 
 
 @pytest.fixture
