@@ -25,13 +25,13 @@ _GPUS: Final = 8
 _SAMPLES_A_GPU: Final = 25
 # As many records a second at each size, so that what differs is the fleet's size; two cores keep up with them.
 _LOADS: Final = (
-    Load(100, interval_seconds=0.2),
-    Load(1000, interval_seconds=2.0),
-    Load(5000, interval_seconds=10.0),
+    Load(100, interval_seconds=0.1),
+    Load(1000, interval_seconds=1.0),
+    Load(5000, interval_seconds=5.0),
 )
 _QUICK_LOADS: Final = (
-    Load(100, interval_seconds=0.2, warm_up_seconds=4, seconds=6),
-    Load(1000, interval_seconds=2.0, warm_up_seconds=4, seconds=8),
+    Load(100, interval_seconds=0.1, warm_up_seconds=4, seconds=6),
+    Load(1000, interval_seconds=1.0, warm_up_seconds=4, seconds=8),
 )
 # The size whose figures stand for the whole.
 _TYPICAL_NODES: Final = 1000

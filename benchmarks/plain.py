@@ -20,11 +20,11 @@ from typing import Final
 
 import psycopg
 import urllib3
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.cpu import Stopwatch, family_bytes
-from benchmarks.stand import Stand, running, wait_for
+from benchmarks.stand import Stand, messages_in, running, wait_for
 
 _COLUMNS: Final = {
     "DCGM_FI_DEV_GPU_TEMP": "temperature_celsius",
@@ -142,9 +142,7 @@ def measure(stand: Stand, nodes: int = 20, gpus: int = 8, warm_up_seconds: float
         stack.callback(watched.close)
 
         def produced() -> int:
-            topic = environment["KAFKA_TOPIC"]
-            partitions = watched.list_topics(topic, timeout=10).topics[topic].partitions
-            return sum(watched.get_watermark_offsets(TopicPartition(topic, number))[1] for number in partitions)
+            return messages_in(watched, environment["KAFKA_TOPIC"])
 
         def stored() -> int:
             row = connection.execute("SELECT count(*) FROM plain_metrics").fetchone()

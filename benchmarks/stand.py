@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import psycopg
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from benchmarks.pages import render_fleet
 from gpu_telemetry.local.kafka import KafkaServer
@@ -61,14 +62,14 @@ def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -
 
 
 def wait_for(condition: Callable[[], bool], what: str, logs: Path, seconds: float = _START_SECONDS) -> None:
-    """Wait until it is so; while something does not listen yet it is not.
+    """Wait until it is so; while something does not listen or a topic has no leader yet, it is not.
 
     Raises:
         TimeoutError: it does not come to be; the text says where the logs are.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with suppress(OSError):
+        with suppress(OSError, KafkaException):
             if condition():
                 return
         time.sleep(0.2)
@@ -150,6 +151,17 @@ class Stand:
         with running(command, {}, self.logs / "pages.log"):
             wait_for(lambda: _listens(port), "the exporters", self.logs)
             yield port
+
+
+def messages_in(consumer: Consumer, topic: str) -> int:
+    """How many messages the topic has taken since it was made.
+
+    Raises:
+        KafkaException: the broker does not say, as while a partition has no leader yet.
+    """
+    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+    ends = [consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10) for number in partitions]
+    return sum(high for _, high in ends)
 
 
 def _last_lines(log: Path) -> list[str]:

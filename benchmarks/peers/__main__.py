@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer
 
 from benchmarks.cpu import Machine, Stopwatch, resident_bytes
 from benchmarks.peers.contenders import ALL, Contender, Work
-from benchmarks.stand import Stand, free_ports, running, wait_for
+from benchmarks.stand import Stand, free_ports, messages_in, running, wait_for
 
 _GPUS = 8
 
@@ -44,9 +44,7 @@ def measure(
         stack.callback(watched.close)
 
         def delivered() -> float:
-            partitions = watched.list_topics(topic, timeout=10).topics[topic].partitions
-            ends = [watched.get_watermark_offsets(TopicPartition(topic, number)) for number in partitions]
-            return chosen.pages(sum(high for _, high in ends))
+            return chosen.pages(messages_in(watched, topic))
 
         process = stack.enter_context(running(chosen.command, chosen.environment, stand.logs / "contender.log"))
         wait_for(lambda: delivered() >= nodes, f"a page of every node from {chosen.title}", stand.logs)
@@ -69,7 +67,7 @@ def main() -> None:
     """Measure each contender at two sizes; what a target costs in memory is the slope between them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--nodes", type=int, nargs=2, default=[100, 500])
-    parser.add_argument("--interval", type=float, default=10.0)
+    parser.add_argument("--interval", type=float, default=5.0)
     parser.add_argument("--warm-up", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()

@@ -47,7 +47,7 @@ def built(peer: str) -> Path:
         shutil.copyfile(_HERE / peer / file, folder / file)
     print(f"building {peer} {version(peer)}; this takes minutes, once", file=sys.stderr)
     # Our go.mod names what we use; Go adds what that needs in turn, which the versions given here settle.
-    environment = os.environ | {"GOFLAGS": "-mod=mod -p=2", "CGO_ENABLED": "0"}
+    environment = os.environ | {"GOFLAGS": "-mod=mod -p=2"}
     partial = folder / f"{peer}.partial"
     command = ["nice", "-n", "19", go, "build", "-trimpath", "-ldflags=-s", "-o", str(partial), "."]
     subprocess.run(command, cwd=folder, env=environment, check=True)
