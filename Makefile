@@ -26,6 +26,16 @@ bench: ## Measure what a page, a sample and a record cost (BENCH_JSON=FILE write
 	@scripts/venv.sh dev
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+# Every round begins from a seed of its own, and the seeds go up from SOAK_SEED where it is given.
+SOAK_SECONDS ?= 120
+.PHONY: soak
+soak: ## Kill, cut, stall, fuzz and load it, each for SOAK_SECONDS; prints figures and seeds (SOAK_SEED=n repeats one)
+	@scripts/test-programs.sh
+	@scripts/venv.sh dev
+	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/integration/alerting/trust $(ARGS)
+	FUZZ_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -rP --show-capture=stdout tests/fuzz
+	$(BIN)/python -m benchmarks.load --seconds $(SOAK_SECONDS)
+
 .PHONY: clean
 clean: ## Remove the demo's data and what the tools cached
 	@scripts/clean.sh $(DATA)
