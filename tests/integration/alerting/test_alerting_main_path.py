@@ -133,3 +133,17 @@ def test_a_node_whose_records_lie_in_two_partitions_is_one_node(stream, make_fle
     # In which order the partitions come is nobody's to say; no alert is opened twice, and none is left behind.
     assert stream.count("alerts", "status = 'active'") == 0
     assert stream.count("alerts") <= 1
+
+
+def test_a_turn_of_the_moment_of_a_removal_does_not_bring_the_node_back(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=1, gpus=0)
+    [removal] = fleet.turn("node-1", up=False)
+    removal.removed = True
+    [turn] = fleet.turn("node-1")
+    turn.bridge_id = turn.boot_id = "bridge-2"
+    stream.send(removal, turn)
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 2, 30)
+    assert stream.query("SELECT removed_at FROM nodes") == [(removal.collected_at,)]
+    assert stream.count("scrapes") == 2
