@@ -28,7 +28,7 @@ RUN /opt/gpu-telemetry/bin/pip install --no-deps --no-build-isolation . \
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="gpu-telemetry" \
-      org.opencontainers.image.description="GPU fleet telemetry: dcgm-exporter pages to Kafka, PostgreSQL and Prometheus" \
+      org.opencontainers.image.description="GPU fleet telemetry: dcgm-exporter to Kafka, PostgreSQL and Prometheus" \
       org.opencontainers.image.licenses="Apache-2.0"
 # The base image's pip and its like have nothing to do here: the environment below holds all that runs.
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/* /usr/local/lib/python3.*/ensurepip \

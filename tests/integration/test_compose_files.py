@@ -339,6 +339,7 @@ def test_every_image_is_pinned_at_the_head_of_the_file_and_nowhere_else():
     assert {service["image"] for service in services.values()} == set(images.values()) - {images["python"]}
     assert [name for name, service in services.items() if "build" in service] == ["setup"]
     assert services["setup"]["build"]["args"] == {"PYTHON_IMAGE": images["python"]}
+    assert all(f"`{image}`" in text_of("docs/compose.md") for name, image in images.items() if name != "ours")
     # The Dockerfile has a default of its own for a build without compose.
     assert re.findall(r"^ARG PYTHON_IMAGE=(.*)$", text_of("Dockerfile"), re.MULTILINE) == [images["python"]]
 
