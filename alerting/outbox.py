@@ -6,7 +6,8 @@ of unknown outcome, which is asked for again only where the receiver honours the
 
 import logging
 import threading
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 import psycopg
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 NOTIFY: Final = "notify"
 MIGRATE: Final = "migrate_workload"
+ANNOTATE: Final = "annotate"
 _IDLE_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 5.0
 _MOST_ATTEMPTS_TO_MIGRATE: Final = 5
@@ -40,6 +42,16 @@ _LONGEST_REASON: Final = 500
 _CONNECTION_TIMEOUT_SECONDS: Final = 5.0
 
 _Row = dict[str, Any]
+
+
+class Annotator(Protocol):
+    """Marks alerts where people look at graphs."""
+
+    def annotate(self, action: Action) -> Result:
+        """Mark one transition."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
 
 
 class Outbox:
@@ -56,8 +68,13 @@ class Outbox:
         action_timeout_seconds: float,
         metrics: Metrics,
         clock: Clock,
+        annotator: Annotator | None = None,
+        leaves: Sequence[str] = (),
     ) -> None:
+        """`leaves` are types of action that this one never claims."""
         self._pool = pool
+        self._annotator = annotator
+        self._leaves = list(leaves)
         self._notifier = notifier
         self._migrator = migrator
         self._breaker = breaker
@@ -88,6 +105,9 @@ class Outbox:
     def expire_leases(self) -> None:
         """Mark actions whose worker vanished."""
         repeatable = [MIGRATE] if self._migrator.honours_keys else []
+        if self._annotator is not None:
+            # A later attempt looks for what an earlier one wrote.
+            repeatable.append(ANNOTATE)
         with self._pool.connection(_CONNECTION_TIMEOUT_SECONDS) as connection:
             expired = connection.execute(
                 SQL["expire_leases"], {"repeatable": repeatable, "most_attempts": _MOST_ATTEMPTS_TO_MIGRATE}
@@ -100,13 +120,13 @@ class Outbox:
         """Update the gauge of what waits."""
         with self._pool.connection(_CONNECTION_TIMEOUT_SECONDS) as connection:
             waiting: dict[str, int] = dict(connection.execute(SQL["outbox_backlog"]).fetchall())
-        for action_type in (NOTIFY, MIGRATE):
+        for action_type in (NOTIFY, MIGRATE, ANNOTATE):
             self._metrics.backlog.labels(action_type).set(waiting.get(action_type, 0))
 
     def _claim(self, connection: Connection[Any]) -> tuple[bool, Action | None]:
         """Whether an action was due, and the action if it is now ours to carry out."""
         with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
-            row = cursor.execute(SQL["claim_action"]).fetchone()
+            row = cursor.execute(SQL["claim_action"], {"left": self._leaves}).fetchone()
             if row is None:
                 return False, None
             workloads: list[dict[str, Any]] = []
@@ -182,6 +202,8 @@ class Outbox:
             return self._migrator.migrate(action)
         if action.action_type == NOTIFY:
             return self._notifier.carry_out(action)
+        if action.action_type == ANNOTATE:
+            return Done("skipped", "no Grafana is set") if self._annotator is None else self._annotator.annotate(action)
         return Done("failed", f"this version knows no action {action.action_type}")
 
     def _record(self, action: Action, result: Result) -> None:

@@ -271,7 +271,8 @@ UPDATE alert_actions
 RETURNING id, action_type;
 
 -- name: claim_action
--- The next action that is due, with all that decides whether it still should happen. Notices of one alert go in order.
+-- The next action that is due, with all that decides whether it still should happen, but of types that are left to others.
+-- Notices of one alert go in order.
 SELECT a.id, a.alert_id, a.action_type, a.transition, a.key, a.action_details, a.attempts, a.event_time, a.reason,
        a.created_at, a.status = 'unknown' AS is_unknown, now() AS now,
        EXISTS (SELECT FROM alert_actions AS e
@@ -282,7 +283,7 @@ SELECT a.id, a.alert_id, a.action_type, a.transition, a.key, a.action_details, a
   FROM alert_actions AS a
   JOIN alerts AS l ON l.id = a.alert_id
   JOIN nodes AS n ON n.node_id = l.node_id
- WHERE a.status IN ('pending', 'unknown') AND a.next_attempt_at <= now()
+ WHERE a.status IN ('pending', 'unknown') AND a.next_attempt_at <= now() AND a.action_type <> ALL(%(left)s)
    AND NOT EXISTS (SELECT FROM alert_actions AS e
                     WHERE e.alert_id = a.alert_id AND e.action_type = a.action_type AND e.id < a.id
                       AND e.status IN ('pending', 'running'))

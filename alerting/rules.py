@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from alerting.rule_schema import RULE_BY_KIND, Rule
+from alerting.rule_schema import RULE_BY_KIND, Action, Rule
 
 SHIPPED_RULES: Final = Path(__file__).with_name("rules.yml")
 
@@ -48,6 +48,19 @@ class Rules:
     def enabled(self) -> tuple[Rule, ...]:
         """The rules that are evaluated."""
         return tuple(rule for rule in self.rules if rule.enabled)
+
+
+def with_annotations(rules: Rules) -> Rules:
+    """The rules, each of which also annotates the start and the end of its alerts, unless it says when itself."""
+    decided = Action(action="annotate", when=["fired", "resolved"])
+    return Rules(
+        tuple(
+            rule
+            if any(action.action == "annotate" for action in rule.actions)
+            else rule.model_copy(update={"actions": [*rule.actions, decided]})
+            for rule in rules.rules
+        )
+    )
 
 
 def load_rules(path: Path = SHIPPED_RULES) -> Rules:

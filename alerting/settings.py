@@ -69,6 +69,12 @@ class AlertingSettings(Settings):
     webhook_url: Annotated[SecretStr, AfterValidator(_valid_secret_url)] | None = Field(
         None, description="Where notices go as Alertmanager's webhook payload, besides the log; none if not given."
     )
+    grafana_url: Annotated[str, AfterValidator(_valid_url)] | None = Field(
+        None, description="The Grafana that gets an annotation when an alert fires and when it ends; none if not given."
+    )
+    grafana_token: SecretStr | None = Field(
+        None, description="A token of a service account there that may write annotations; needed with the URL."
+    )
     migration_url: Annotated[str, AfterValidator(_valid_url)] | None = Field(
         None, description="Where a migration is asked for by POST, such as the emulator's /control/migrate."
     )
@@ -79,6 +85,12 @@ class AlertingSettings(Settings):
         3, ge=0, description="The most migrations in one window over all workers; further ones are skipped."
     )
     breaker_minutes: float = Field(10.0, gt=0, le=10_080, description="The length of that window.")
+
+    @model_validator(mode="after")
+    def _grafana_needs_a_token(self) -> Self:
+        if self.grafana_url is not None and self.grafana_token is None:
+            raise ValueError("ALERTING_GRAFANA_TOKEN is needed where ALERTING_GRAFANA_URL is set")
+        return self
 
     @model_validator(mode="after")
     def _acting_needs_a_receiver(self) -> Self:

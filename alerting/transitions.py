@@ -13,8 +13,8 @@ Severity = Literal["warning", "critical"]
 # Rising; a severity never falls within one firing.
 SEVERITIES: Final[tuple[Severity, ...]] = ("warning", "critical")
 
-ActionType = Literal["notify", "migrate_workload"]
-ACTION_TYPES: Final[tuple[ActionType, ...]] = ("notify", "migrate_workload")
+ActionType = Literal["notify", "migrate_workload", "annotate"]
+ACTION_TYPES: Final[tuple[ActionType, ...]] = ("notify", "migrate_workload", "annotate")
 
 NodeStatus = Literal["healthy", "warning", "critical", "down"]
 

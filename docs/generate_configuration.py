@@ -18,6 +18,7 @@ SECTIONS = {
     "alerting.settings": "Alert engine (`gpu-telemetry alert-engine`)",
     "api.settings": "API (`gpu-telemetry api`)",
     "emulator.settings": "Emulator (`gpu-telemetry emulator`)",
+    "grafana.settings": "A Grafana that is there already (`gpu-telemetry grafana push` and `check`)",
 }
 
 

@@ -25,6 +25,7 @@ VERBS: Final[dict[str, str]] = {
     "topics": "Create the Kafka topics.",
     "db": "Bring the database schema up to date.",
     "nodes": "Remove a node from the fleet by hand.",
+    "grafana": "Put the dashboards into a Grafana, or say what it lacks.",
     "dlq": "Look at the dead letters, and put them back.",
 }
 

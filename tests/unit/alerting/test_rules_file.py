@@ -92,7 +92,7 @@ def test_only_a_critical_temperature_migrates():
         (GOOD.replace("message: m", "message: '{value:d}'"), "rule r: key message: expected a format that fits"),
         (GOOD.replace("message: m", "message: '{value'"), "rule r: key message: expected text with placeholders"),
         (GOOD.replace("message: m, ", ""), "rule r: key message: missing"),
-        (GOOD.replace("[]", "[{action: reboot, when: [fired]}]"), "rule r: key actions.0.action: expected 'notify' or"),
+        (GOOD.replace("[]", "[{action: reboot, when: [fired]}]"), "rule r: key actions.0.action: expected 'notify', "),
         (GOOD.replace("[]", "[{action: notify, when: [now]}]"), "rule r: key actions.0.when.0: expected 'fired', "),
         (GOOD.replace("[]", "[{action: notify, when: []}]"), "rule r: key actions.0.when: expected at least 1"),
         (

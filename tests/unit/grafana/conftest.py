@@ -1,7 +1,10 @@
-"""The committed dashboards, as JSON."""
+"""The committed dashboards, as JSON, and a stand-in for a Grafana."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -12,3 +15,102 @@ DASHBOARDS = Path(__file__).parents[3] / "grafana" / "dashboards"
 def dashboards():
     """Every committed dashboard by its file's name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DASHBOARDS.glob("*.json"))}
+
+
+class StandIn:
+    """A Grafana as its published HTTP API describes it, with what it was given kept to look at.
+
+    `refuse` maps a method and path's beginning to a status, or to "hang"; it is asked before anything else.
+    """
+
+    TOKEN = "glsa_right"
+
+    def __init__(self):
+        self.folders, self.datasources, self.dashboards, self.annotations = {}, {}, {}, []
+        self.plugins = ["prometheus", "grafana-postgresql-datasource"]
+        self.refuse = {}
+        self.asked = []
+        self.released = threading.Event()
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self):
+                length = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(length)) if length else None
+                status, answer = stand_in.answer(self.command, self.path, self.headers, body)
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PUT = _answer  # noqa: N815 - the names that the server calls
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def answer(self, method, path, headers, body):
+        self.asked.append((method, path))
+        told = next((told for start, told in self.refuse.items() if f"{method} {path}".startswith(start)), None)
+        if told == "hang":
+            self.released.wait(20)
+            return 504, {}
+        if told is not None:
+            return (200, told) if isinstance(told, bytes) else (told, {"message": "as told"})
+        if headers.get("Authorization") != f"Bearer {self.TOKEN}":
+            return 401, {"message": "Invalid API key"}
+        path, _, query = path.partition("?")
+        *_, noun, last = path.split("/")
+        return self._known(method, path, noun, last, query, body)
+
+    def _known(self, method, path, noun, last, query, body):  # noqa: PLR0911 - an answer for each call
+        match method, path:
+            case "POST", "/api/folders":
+                self.folders[body["uid"]] = body["title"]
+                return 200, {"uid": body["uid"]}
+            case "POST", "/api/datasources":
+                self.datasources[body["uid"]] = body
+                return 200, {"datasource": body}
+            case "POST", "/api/dashboards/db":
+                kept = body["dashboard"] | {"id": 7, "version": 1}
+                self.dashboards[kept["uid"]] = {"dashboard": kept, "meta": {"folderUid": body["folderUid"]}}
+                return 200, {"status": "success"}
+            case "GET", "/api/plugins":
+                return 200, [{"id": name} for name in self.plugins]
+            case "POST", "/api/annotations":
+                self.annotations.append(body | {"id": len(self.annotations) + 1})
+                return 200, {"message": "Annotation added", "id": len(self.annotations)}
+            case "GET", "/api/annotations":
+                tags = {value for key, value in parse_qsl(query) if key == "tags"}
+                return 200, [each for each in self.annotations if tags <= set(each["tags"])]
+        if method == "PUT" and noun == "uid":
+            self.datasources[last] = body
+            return 200, {"datasource": body}
+        found = {"folders": self.folders, "uid": self.dashboards if "dashboards" in path else self.datasources}[noun]
+        if last not in found:
+            return 404, {"message": "not found"}
+        kept = found[last]
+        if found is self.datasources:
+            kept = {key: value for key, value in kept.items() if key != "secureJsonData"} | {"id": 3}
+        return 200, kept if isinstance(kept, dict) else {"title": kept}
+
+    def end(self):
+        self.released.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def stand_in():
+    """A Grafana's API on loopback."""
+    stand_in = StandIn()
+    yield stand_in
+    stand_in.end()
