@@ -11,6 +11,7 @@ def test_the_benchmark_of_the_api_measures_the_routes_it_is_asked_for_and_remove
     figures = api.run(rows=1600, nodes=10, requests=4, names=["node_metrics", "ledger"], home=tmp_path)
     for name in ("node_metrics", "ledger"):
         assert 0 < figures[f"api_p50_ms_{name}"] <= figures[f"api_p95_ms_{name}"] <= figures[f"api_p99_ms_{name}"]
+        assert 0 < figures[f"api_alone_p95_ms_{name}"] <= figures[f"api_p99_ms_{name}"]
         assert figures[f"api_first_ms_{name}"] > 0
         assert figures[f"api_cpu_ms_{name}"] >= 0
         assert figures[f"api_postgres_cpu_ms_{name}"] >= 0
