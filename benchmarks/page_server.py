@@ -1,6 +1,7 @@
 """Exporters that cost next to nothing: pages rendered ahead, served from memory over loopback.
 
-FILE is a pickled list, per node a list of bodies that are served in turn at `/nodes/<number>/metrics`.
+FILE is a pickled list, per node a list of bodies that are served in turn at `/nodes/<number>/metrics`; `/served/` tells
+how many were.
 `python -m benchmarks.page_server PORT FILE` serves all of them on one port. With the port 0 each node listens on a port
 of its own, as a fleet does; the ports are printed as one line of JSON, and those nodes that `--hang` names (as in 3,17)
 take connections and never answer.
@@ -38,6 +39,10 @@ class PageProtocol(asyncio.Protocol):
         self._received += data
         while b"\r\n\r\n" in self._received:
             request, _, self._received = self._received.partition(b"\r\n\r\n")
+            if request.startswith(b"GET /served/ "):
+                told = b"%d" % sum(self._turns)
+                self._transport.write(_HEAD % len(told) + told)
+                continue
             node = int(request.split(b"/", 3)[2])
             if node in self._hanging:
                 continue

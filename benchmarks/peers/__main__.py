@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from confluent_kafka import Consumer
 
@@ -15,11 +16,15 @@ from benchmarks.cpu import Machine, Stopwatch, resident_bytes
 from benchmarks.peers.contenders import ALL, Contender, Work
 from benchmarks.stand import Stand, free_ports, messages_in, running, wait_for
 
-_GPUS = 8
+_GPUS: Final = 8
+_DRAIN_SECONDS: Final = 5.0
 
 
 class Result(NamedTuple):
-    """One contender at one size: CPU microseconds for each page, its own and the broker's; bytes; 0 to 1."""
+    """One contender at one size: CPU microseconds for each page, its own and the broker's; bytes; shares of 1.
+
+    `lost` are the pages that were fetched since the start and had not come to Kafka some seconds later.
+    """
 
     title: str
     cpu_us_per_page: float
@@ -53,14 +58,24 @@ def measure(
         time.sleep(interval * rounds)
         used, pages = watch.read(), delivered() - before
         busy, _ = Machine.now().since(machine)
+        # What is under way counts neither way: what was fetched until now has as long to arrive.
+        fetched = _served(port)
+        time.sleep(_DRAIN_SECONDS)
+        arrived = delivered()
         return Result(
             chosen.title,
             used["own"] / pages * 1e6,
             used["broker"] / pages * 1e6,
             resident_bytes(process),
-            1 - pages / (nodes * rounds),
+            max(0.0, 1 - arrived / fetched),
             busy,
         )
+
+
+def _served(port: int) -> int:
+    """How many pages the exporters have served."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/served/", timeout=5) as answer:
+        return int(answer.read())
 
 
 def main() -> None:

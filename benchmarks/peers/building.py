@@ -19,6 +19,8 @@ _VERSION_OF: Final = {
     "otelcol": "github.com/open-telemetry/opentelemetry-collector-contrib/receiver/prometheusreceiver",
 }
 
+_OURS: Final = ("main.go", "go.mod")
+
 
 def version(peer: str) -> str:
     """The pinned version of a peer."""
@@ -37,13 +39,14 @@ def built(peer: str) -> Path:
     """
     folder = default_cache() / "peers" / f"{peer}-{version(peer)}"
     program = folder / peer
-    if program.exists():
+    # (Go writes into the go.mod there; the folder's name tells the version.)
+    if program.exists() and (folder / "main.go").read_bytes() == (_HERE / peer / "main.go").read_bytes():
         return program
     go = shutil.which("go")
     if go is None:
         raise FileNotFoundError("building the peers needs Go 1.26 or newer on the PATH")
     folder.mkdir(parents=True, exist_ok=True)
-    for file in ("main.go", "go.mod"):
+    for file in _OURS:
         shutil.copyfile(_HERE / peer / file, folder / file)
     print(f"building {peer} {version(peer)}; this takes minutes, once", file=sys.stderr)
     # Our go.mod names what we use; Go adds what that needs in turn, which the versions given here settle.

@@ -4,7 +4,7 @@ Each has LZ4 and waits for all replicas, as ours does; each has buffers large en
 design, which the defaults of both peers do at this size.
 """
 
-import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,9 +152,10 @@ def _sent_points(port: int) -> float:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-    except OSError as error:
-        print(f"  the collector does not answer yet: {error}", file=sys.stderr)
-        return 0.0
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ConnectionRefusedError):
+            return 0.0  # it has not started yet
+        raise
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)
