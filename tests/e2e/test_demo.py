@@ -14,6 +14,8 @@ import httpx
 import psycopg
 import pytest
 
+from gpu_telemetry.local.kafka import console_consumer_command
+
 pytestmark = pytest.mark.e2e
 
 _REPOSITORY = Path(__file__).parents[2]
@@ -80,6 +82,47 @@ def demo(clone, tmp_path, free_port_offset, wait_for):
     wait_for(lambda: not marked(mark), 15, lambda: f"processes are left: {marked(mark)}")
 
 
+NODE = {"node_id", "hostname", "status", "datacenter", "last_seen", "active_alerts"}
+ALERT = {
+    "id",
+    "node_id",
+    "gpu_index",
+    "alert_type",
+    "severity",
+    "message",
+    "threshold_value",
+    "actual_value",
+    "status",
+    "triggered_at",
+}
+
+
+def assert_promised_shapes(api, alert):
+    """The five promised calls, asked of the running stack."""
+    assert [set(node) for node in httpx.get(f"{api}/nodes").json()] == [NODE, NODE]
+    newest = httpx.get(f"{api}/nodes/node-1/metrics?limit=10").json()
+    assert len(newest) == 10
+    assert [row["collected_at"] for row in newest] == sorted((row["collected_at"] for row in newest), reverse=True)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", row["collected_at"]) for row in newest)
+    latest = httpx.get(f"{api}/metrics/latest").json()
+    assert len({row["gpu_uuid"] for row in latest}) == len(latest) == 16
+    assert len(httpx.get(f"{api}/metrics/latest?node=node-2").json()) == 8
+    assert set(alert) >= ALERT
+    again = httpx.post(f"{api}/alerts/{alert['id']}/resolve").raise_for_status().json()
+    assert (again["id"], again["status"], again["resolved_reason"]) == (alert["id"], "resolved", "cleared")
+
+
+def assert_kafka_shows_json(bootstrap):
+    """Kafka's own console consumer shows what anyone can read."""
+    options = ("--from-beginning", "--max-messages", "20", "--timeout-ms", "30000")
+    command = console_consumer_command(bootstrap, "gpu-telemetry", options=options)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    records = [json.loads(line) for line in shown]
+    assert len(records) == 20
+    assert {record["kind"] for record in records} == {"gpu", "scrape"}
+    assert {record["node_id"] for record in records} <= {"node-1", "node-2"}
+
+
 def test_the_demo_tells_its_story_and_ends_on_ctrl_c(clone, demo, wait_for):
     process, log, mark, offset = demo
 
@@ -100,6 +143,8 @@ def test_the_demo_tells_its_story_and_ends_on_ctrl_c(clone, demo, wait_for):
     assert httpx.get(f"{api}/alerts/active").json() == []
     nodes = httpx.get(f"{api}/nodes").json()
     assert [(node["node_id"], node["status"]) for node in nodes] == [("node-1", "healthy"), ("node-2", "healthy")]
+    assert_promised_shapes(api, alert)
+    assert_kafka_shows_json(f"127.0.0.1:{9092 + offset}")
 
     password = (clone / ".data" / "postgres" / "password").read_text().strip()
     url = f"postgresql://telemetry:{password}@127.0.0.1:{5432 + offset}/gpu_telemetry"
