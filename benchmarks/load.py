@@ -30,7 +30,7 @@ from benchmarks.pages import render_fleet
 from benchmarks.processes import free_ports, process, wait
 from gpu_telemetry.local.kafka import KafkaServer
 
-# Prometheus fetches as often as it likes; all shards at once is the hardest.
+# How often Prometheus fetches all shards, each at an offset of its own.
 _FETCH_SECONDS: Final = 5.0
 _SAMPLE_SECONDS: Final = 1.0
 # A fleet that is new to the bridge: its pages are laid out, and the first turns may come late or be skipped.
@@ -79,28 +79,31 @@ class Watch:
     longest_fetch: float = 0.0
 
     def fetch_all_shards(self) -> None:
-        """What Prometheus does: ask for the shards, then for all of them at once."""
-        began = time.monotonic()
+        """What Prometheus does: ask for the shards, then fetch each at its own time in the interval."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/sd", timeout=30) as answer:
                 groups = json.load(answer)
-            threads = [threading.Thread(target=self._fetch, args=(group,)) for group in groups]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
         except OSError:
             self.failed_fetches += 1
-        self.longest_fetch = max(self.longest_fetch, time.monotonic() - began)
+            return
+        threads = []
+        for group in groups:
+            threads.append(threading.Thread(target=self._fetch, args=(group,)))
+            threads[-1].start()
+            time.sleep(_FETCH_SECONDS / len(groups) / 2)
+        for thread in threads:
+            thread.join()
 
     def _fetch(self, group: dict[str, dict[str, str]]) -> None:
         shard = group["labels"]["__param_shard"]
+        began = time.monotonic()
         try:
             url = f"http://127.0.0.1:{self.port}/fleet/metrics?shard={shard}"
             with urllib.request.urlopen(url, timeout=30) as answer:
                 while piece := answer.read(256 * _KIB):
                     self.fetched_bytes += len(piece)
             self.fetches += 1
+            self.longest_fetch = max(self.longest_fetch, time.monotonic() - began)
         except OSError:
             self.failed_fetches += 1
 
@@ -199,6 +202,13 @@ class Load:
         for node, port in zip(sorted(self.refusing), refused, strict=True):
             self._ports[node] = port
 
+    @property
+    def broker(self) -> int:
+        """The process id of Kafka."""
+        assert self._kafka is not None
+        assert self._kafka.pid is not None
+        return self._kafka.pid
+
     def targets(self, nodes: Iterable[int]) -> Path:
         """A file that lists these nodes."""
         groups = [
@@ -247,11 +257,13 @@ def measure(load: Load, seconds: float, slope_seconds: float) -> dict[str, float
     with load.bridge(everyone) as watch:
         cold = min(_COLD_SECONDS * max(1.0, load.interval), seconds / 3)
         watch.sample(cold)
-        used, began, before = cpu_seconds(watch.pid), time.monotonic(), watch.numbers()
+        used, broker = cpu_seconds(watch.pid), cpu_seconds(load.broker)
+        began, before = time.monotonic(), watch.numbers()
         watch.sample(seconds - cold)
         after, ended = watch.numbers(), time.monotonic()
-        used = cpu_seconds(watch.pid) - used
+        used, broker = cpu_seconds(watch.pid) - used, cpu_seconds(load.broker) - broker
     figures = _work(load, before, after, used, ended - began)
+    figures["broker_cpu_us_a_record"] = broker / used * figures["cpu_us_a_record"]
     figures |= _promptness(load, before, after)
     figures |= _memory(watch, seconds)
     figures["shards_fetched"] = watch.fetches

@@ -176,8 +176,8 @@ class PageParser:
         self._known = used
         self._shape = object()
         self._overlapping = repeated or _overlap(list(_layouts_of(used.values())), reader)
-        whole = {digest: found for digest, found in used.items() if isinstance(found, BlockLayout)}
-        self._whole = whole if len(whole) == len(used) and not self._overlapping else {}
+        whole = not self._overlapping and all(isinstance(found, BlockLayout) for found in used.values())
+        self._whole = cast("dict[bytes, BlockLayout]", used) if whole else {}
 
 
 class _Draft:

@@ -26,9 +26,11 @@ from gpu_telemetry.clock import Clock, to_milliseconds
 
 _log = logging.getLogger(__name__)
 
-# A time-out of one interval ends a little earlier: else it and the next turn would race, for a time-out or an overrun.
+# A time-out of one interval ends a little before the next turn: else the two would race, for a time-out or an overrun.
 # At an interval of a second a busy machine is 20 ms late at times.
 _LONGEST_SHARE: Final = 0.95
+# What a turn that began late is given in any case.
+_LEAST_SHARE: Final = 0.5
 # The loop's timers are exact to a millisecond: without this one that fires early would be set again and again.
 _TIMER_SECONDS: Final = 0.001
 
@@ -210,12 +212,14 @@ class Scraper:
 
     def _fetch(self, node: Node) -> None:
         self._in_flight += 1
-        self._metrics.turn_lateness.observe(self._now() - node.due_at)
+        now = self._now()
+        self._metrics.turn_lateness.observe(now - node.due_at)
         target = node.target
         timeout = target.timeout_seconds or self._settings.scrape_timeout_seconds
         interval = self._settings.interval_seconds
         if timeout <= interval:
-            timeout = min(timeout, interval * _LONGEST_SHARE)
+            left = node.due_at + interval * _LONGEST_SHARE - now
+            timeout = min(timeout, max(left, interval * _LEAST_SHARE))
         self._fetcher.start(target.url, target.access, timeout, lambda answer: self._fetched(node, answer))
 
     def _fetched(self, node: Node, answer: Answer) -> None:
