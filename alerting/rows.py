@@ -1,7 +1,8 @@
 """Rows of gpu_metrics and scrapes, in COPY's binary form and back as records."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import starmap
 from operator import attrgetter
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -10,6 +11,7 @@ import msgspec
 from psycopg import Cursor
 from psycopg.errors import UniqueViolation
 
+from alerting.partition import Placement
 from gpu_telemetry.fields import FIELDS
 from gpu_telemetry.records import SCHEMA_VERSION, GpuRecord, ScrapeRecord
 
@@ -181,10 +183,10 @@ def wire_texts(values: Sequence[str]) -> bytes:
     return b"".join(parts)
 
 
-def gpu_row(placement_id: int, record: GpuRecord, collected_at: int) -> tuple[Any, ...]:
+def gpu_row(placement: Placement, record: GpuRecord, collected_at: int) -> tuple[Any, ...]:
     """The row of a GPU record; `collected_at` is its time on the wire."""
     return (
-        placement_id,
+        placement.placement_id,
         record.node_id,
         record.gpu_index,
         *measured_values(record),
@@ -225,22 +227,24 @@ def copy_rows(cursor: Cursor[Any], table: Table, rows: Iterable[Sequence[Any]], 
             write_row(row)
 
 
-def store_rows(cursor: Cursor[Any], table: Table, rows: Sequence[Sequence[Any]]) -> int:
-    """Store rows that the table may hold already; give how many it held.
+def store_rows(
+    cursor: Cursor[Any], table: Table, row_of: Callable[..., Sequence[Any]], sources: Sequence[tuple[Any, ...]]
+) -> int:
+    """Store a row of each source that the table may hold already; give how many it held.
 
     Only a topic that is read again can bring such rows, so they are looked for after a first one was met, at twice
-    the cost.
+    the cost. `row_of` makes the row of one source; rows are sent as they are made, and none is kept.
     """
-    if not rows:
+    if not sources:
         return 0
     try:
         with cursor.connection.transaction():
-            copy_rows(cursor, table, rows)
+            copy_rows(cursor, table, starmap(row_of, sources))
     except UniqueViolation:
         cursor.execute(table.create_staging)
-        copy_rows(cursor, table, rows, staged=True)
+        copy_rows(cursor, table, starmap(row_of, sources), staged=True)
         cursor.execute(table.take_staged)
-        return len(rows) - cursor.rowcount
+        return len(sources) - cursor.rowcount
     return 0
 
 

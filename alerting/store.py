@@ -253,12 +253,10 @@ class BatchTransaction:
         inventory.write(connection, touched, statuses)
         outcome = Outcome(beyond_retention=folded.beyond_retention, commands=len(commands))
         with connection.cursor() as cursor:
-            rows = [gpu_row(placement.placement_id, record, wire) for placement, record, wire in folded.gpu_rows]
-            held = store_rows(cursor, GPU_METRICS, rows)
-            outcome.gpu_rows = len(rows) - held
-            turns = [scrape_row(record, wire) for record, wire in folded.scrapes]
-            held_turns = store_rows(cursor, SCRAPES, turns)
-            outcome.scrapes = len(turns) - held_turns
+            held = store_rows(cursor, GPU_METRICS, gpu_row, folded.gpu_rows)
+            outcome.gpu_rows = len(folded.gpu_rows) - held
+            held_turns = store_rows(cursor, SCRAPES, scrape_row, folded.scrapes)
+            outcome.scrapes = len(folded.scrapes) - held_turns
             outcome.duplicates = held + held_turns
         outcome.transitions = folded.changes.write(connection)
         manual = [transition for _, transition in folded.changes.manual]

@@ -308,8 +308,7 @@ def _storing(
         for _ in range(_REPEATS):
             shift_us += 10_000  # other times: no row may be there twice
             for record in records:
-                number = placements[record.gpu_uuid].placement_id
-                yield gpu_row(number, record, wire_time(record.collected_at) - shift_us)
+                yield gpu_row(placements[record.gpu_uuid], record, wire_time(record.collected_at) - shift_us)
 
     plain_rows = [
         row_of(record) for node, own in enumerate(bodies[:20]) for record in records_of(f"node-{node}", own[0].decode())

@@ -110,10 +110,11 @@ def store(connection, records, scrapes=()):
         held = store_rows(
             cursor,
             GPU_METRICS,
-            [gpu_row(each.placement_id, record, wire_time(record.collected_at)) for each, record in rows],
+            gpu_row,
+            [(each, record, wire_time(record.collected_at)) for each, record in rows],
         )
         return held + store_rows(
-            cursor, SCRAPES, [scrape_row(record, wire_time(record.collected_at)) for record in scrapes]
+            cursor, SCRAPES, scrape_row, [(record, wire_time(record.collected_at)) for record in scrapes]
         )
 
 
