@@ -6,6 +6,8 @@ values are `max by (UUID)`. `pick` is what selects series: matchers without brac
 
 from typing import Final
 
+from gpu_telemetry.fields import LARGEST_EXACT_INTEGER
+
 # What names a GPU or a MIG instance in a legend, wherever the exporter's labels say less.
 NAMES: Final = "{{node_id}} GPU {{gpu}}{{mig}}"
 GPU_LABELS: Final = "datacenter, modelName, node_id, gpu, UUID"
@@ -14,9 +16,8 @@ SLICE_LABELS: Final = f"{GPU_LABELS}, GPU_I_ID, GPU_I_PROFILE"
 # The recording rules of prometheus/rules/fleet.yml are evaluated every 30 s, so that a sum over time is hours.
 SAMPLES_AN_HOUR: Final = 120
 
-# Far above any GPU's memory and any honest rate, and far below DCGM's numbers for "no value".
+# Far above any GPU's memory, and far below DCGM's numbers for "no value".
 _MOST_MEBIBYTES: Final = 2**24
-_MOST_PER_SECOND: Final = 1e9
 
 FLEET: Final = 'datacenter=~"$datacenter",modelName=~"$model"'
 ON_NODE: Final = 'node_id="$node",gpu=~"$gpu"'
@@ -34,8 +35,9 @@ def profiled(name: str, pick: str = "", *, high: float = 1) -> str:
 
 
 def growth(function: str, counter: str, pick: str, over: str) -> str:
-    """A DCGM counter's `rate` or `increase`, but for the leaps to and from "no value"."""
-    return f"({function}({counter}{{{pick}}}[{over}]) <= {_MOST_PER_SECOND:g})"
+    """A DCGM counter's `rate` or `increase`, but not over what holds a number for "no value"."""
+    series = f"{counter}{{{pick}}}[{over}]"
+    return f"({function}({series}) and max_over_time({series}) <= {LARGEST_EXACT_INTEGER})"
 
 
 def by_gpu(expression: str) -> str:

@@ -93,9 +93,8 @@ def bars(
     decimals: int | None = None,
     links: Iterable[dashboard.DashboardLink] = (),
     empty: str | None = None,
-    all_values: bool = False,
 ) -> bargauge.Panel:
-    """A bar for each series, or with `all_values` for each row of a table with a column `Name`."""
+    """A bar for each series."""
     panel = (
         bargauge.Panel()
         .title(title)
@@ -111,11 +110,8 @@ def bars(
         .sizing(shapes.BarGaugeSizing.MANUAL)
         .min_viz_height(16)
         .max_viz_height(36)
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(all_values).fields(""))
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
     )
-    if all_values:
-        # Else the only row of a table would have no name.
-        panel.display_name("${__data.fields.Name}")
     return _common(_ask(panel, queries), decimals=decimals, links=links, empty=empty)
 
 

@@ -7,7 +7,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from grafana import board
 from grafana.board import GPU, IN_DATACENTER, IN_NODE, NODE, OF_MODEL, Board, cell_link
 from grafana.colours import CRITICAL, INFO, WARNING, bad_from_one, plain, steps
-from grafana.panels import bars, column, lines, stat_panel, table_panel
+from grafana.panels import column, lines, stat_panel, table_panel
 from grafana.severities import OUTCOME_MAPPING, RANK, severity_column, time_column
 from grafana.sources import sql, sql_or_words, sql_series
 
@@ -191,13 +191,13 @@ def _over_time(built: Board) -> None:
                      GROUP BY 1
                      ORDER BY 2 DESC, 1
                     """,
-                    words="No alert fired in this range",
+                    words="none fired",
                     column="Alert",
                 ),
                 columns=[
                     column("Fired", width=65),
                     column("Active", width=65, thresholds=steps("text", (1, WARNING))),
-                    column("Half within", unit="s", decimals=0, width=85),
+                    column("Half within", unit="s", decimals=0, width=100),
                     column("Longest", unit="s", decimals=0, width=75),
                 ],
             ),
@@ -217,7 +217,7 @@ def _over_time(built: Board) -> None:
                      ORDER BY 3 DESC, 1, 2
                      LIMIT 10
                     """,
-                    words="none in this range",
+                    words="none fired",
                     column="Node",
                 ),
                 columns=[
@@ -237,20 +237,25 @@ def _actions(built: Board) -> None:
     built.put(
         10,
         (
-            bars(
+            table_panel(
                 "Actions by outcome",
                 "Do notices and migrations succeed? Skipped: decided, and rightly not carried out any more, or held "
                 "back. Unknown: whoever carried it out vanished.",
-                sql(
+                sql_or_words(
+                    ("Action", "Outcome", "Count"),
                     f"""
-                    SELECT c.action_type || ': ' || c.status AS "Name", count(*) AS "Actions"
+                    SELECT c.action_type AS "Action", c.status AS "Outcome", count(*) AS "Count"
                     {_DECIDED}
-                     GROUP BY 1
-                     ORDER BY 2 DESC
-                    """
+                     GROUP BY 1, 2
+                     ORDER BY 3 DESC
+                    """,
+                    words="none decided",
+                    column="Action",
                 ),
-                all_values=True,
-                empty="No action was decided in this range",
+                columns=[
+                    column("Outcome", width=95, mappings=OUTCOME_MAPPING),
+                    column("Count", width=80, unit="locale"),
+                ],
             ),
             7,
         ),

@@ -101,7 +101,7 @@ def _who_it_is(built: Board) -> None:
                     column="UUID",
                 ),
                 columns=[
-                    column("UUID", width=315),
+                    column("UUID", width=305),
                     column("Memory", unit="mbytes", width=90, decimals=1),
                     column("Driver", width=90),
                     column("PCI address", width=150),

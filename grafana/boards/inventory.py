@@ -8,7 +8,7 @@ from grafana import board
 from grafana.board import GPU, IN_DATACENTER, NODE, OF_MODEL, Board, cell_link
 from grafana.colours import CRITICAL, WARNING, plain, steps
 from grafana.expressions import FLEET
-from grafana.panels import bars, column, organised, stat_panel, table_panel
+from grafana.panels import column, organised, stat_panel, table_panel
 from grafana.severities import NODE_STATUS_MAPPING, time_column
 from grafana.sources import rows_or_words, sql, sql_or_words
 
@@ -87,16 +87,17 @@ def _counts(built: Board) -> None:
         7,
         *(
             (
-                bars(
+                table_panel(
                     title,
                     description,
-                    sql(
+                    sql_or_words(
+                        ("Name", "GPUs"),
                         f'SELECT coalesce({value}, \'{unknown}\') AS "Name", count(*) AS "GPUs"\n{places}\n'
-                        "GROUP BY 1 ORDER BY 2 DESC LIMIT 20"
+                        "GROUP BY 1 ORDER BY 2 DESC LIMIT 20",
+                        words="no GPU was seen yet",
+                        column="Name",
                     ),
-                    all_values=True,
-                    decimals=0,
-                    empty="No GPU was seen yet",
+                    columns=[column("GPUs", width=80, unit="locale")],
                 ),
                 6,
             )
@@ -107,20 +108,21 @@ def _counts(built: Board) -> None:
             )
         ),
         (
-            bars(
+            table_panel(
                 "Nodes by datacenter",
                 "Where do the nodes stand?",
-                sql(
+                sql_or_words(
+                    ("Name", "Nodes"),
                     f"""
                     SELECT coalesce(n.datacenter, 'none') AS "Name", count(*) AS "Nodes"
                       FROM nodes n
                      WHERE n.removed_at IS NULL AND {IN_DATACENTER}
                      GROUP BY 1 ORDER BY 2 DESC LIMIT 20
-                    """
+                    """,
+                    words="no node was seen yet",
+                    column="Name",
                 ),
-                all_values=True,
-                decimals=0,
-                empty="No node was seen yet",
+                columns=[column("Nodes", width=80, unit="locale")],
             ),
             6,
         ),

@@ -153,11 +153,11 @@ def _at_a_glance(built: Board) -> None:
         ),
         (
             stat_panel(
-                "Last good scrape",
-                "How long ago was its exporter's page last read and good?",
-                sql(f'SELECT last_seen AS "Last seen" FROM nodes WHERE {_HERE}'),
-                unit="dateTimeFromNow",
-                fields="/.*/",
+                "Last good scrape, ago",
+                "How many seconds ago was its exporter's page last read and good?",
+                sql(f'SELECT greatest(extract(epoch FROM now() - last_seen), 0) AS "ago" FROM nodes WHERE {_HERE}'),
+                unit="s",
+                decimals=0,
                 thresholds=plain("blue"),
                 empty="Never",
             ),
@@ -187,18 +187,18 @@ def _at_a_glance(built: Board) -> None:
                     column(
                         "Temperature",
                         unit="celsius",
-                        width=150,
+                        width=125,
                         decimals=0,
                         gauge_to=105,
                         thresholds=rule_steps("high_temperature"),
                     ),
                     column("Power", unit="watt", width=90, decimals=0),
-                    column("Utilisation", unit="percent", width=150, decimals=0, gauge_to=100),
-                    column("Tensor", unit="percent", width=150, decimals=0, gauge_to=100),
+                    column("Utilisation", unit="percent", width=125, decimals=0, gauge_to=100),
+                    column("Tensor", unit="percent", width=125, decimals=0, gauge_to=100),
                     column(
                         "Memory",
                         unit="percent",
-                        width=150,
+                        width=125,
                         decimals=0,
                         gauge_to=100,
                         thresholds=rule_steps("high_memory"),
@@ -240,7 +240,7 @@ def _at_a_glance(built: Board) -> None:
                             "pod": "Pod",
                             "hpc_job": "Job",
                         },
-                        ("Time",),
+                        ("Time", "modelName"),
                     ),
                 ],
                 sort_by=("GPU", False),
@@ -360,7 +360,7 @@ def _work(built: Board) -> None:
         ),
     )
     built.put(
-        10,
+        14,
         (
             states(
                 "Who used it",

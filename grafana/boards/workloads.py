@@ -202,7 +202,7 @@ def _table(
             organised(
                 ("namespace", "pod", "hpc_job", "datacenter", *shown),
                 {"namespace": "Namespace", "pod": "Pod", "hpc_job": "Job", "datacenter": "Datacenter"} | shown,
-                ("Time",) if whole else ("Time", "datacenter", "hpc_job"),
+                ("Time",) if whole else ("Time", "datacenter", "Value #D"),
             ),
         ],
         sort_by=(sort_by, descending),
