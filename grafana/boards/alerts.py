@@ -174,7 +174,7 @@ def _over_time(built: Board) -> None:
                 stacked=True,
                 colours={"critical": CRITICAL, "warning": WARNING, "info": INFO},
             ),
-            9,
+            8,
         ),
         (
             table_panel(
@@ -201,7 +201,7 @@ def _over_time(built: Board) -> None:
                     column("Longest", unit="s", decimals=0, width=75),
                 ],
             ),
-            8,
+            9,
         ),
         (
             table_panel(
