@@ -34,8 +34,8 @@ def test_records_survive_a_restart_without_a_network(server, monkeypatch):
     producer.produce("kept", b"{}")
     assert producer.flush(30) == 0
     server.stop()
-    # Nothing is resolved again: the cache is enough.
-    monkeypatch.setattr("gpu_telemetry.local.kafka_jars._resolve", lambda _: pytest.fail("the jars were asked for"))
+    # Nothing is downloaded again: the cache is enough.
+    monkeypatch.setattr("gpu_telemetry.local.kafka_jars._downloader", lambda _: pytest.fail("the jars were asked for"))
     assert default_cache().is_dir()
     server.start()
     assert newest_offset(server.bootstrap, "kept") == 1
