@@ -361,3 +361,16 @@ SELECT action_type, count(*)
   FROM alert_actions
  WHERE status IN ('pending', 'running', 'unknown') AND next_attempt_at <> 'infinity'
  GROUP BY action_type;
+
+-- name: end_standing_sessions
+-- Workers' sessions that have waited for their client in the middle of one statement for 30 s: they stand still.
+SELECT pid, coalesce(host(client_addr), 'this machine')
+  FROM (
+      SELECT pid, client_addr
+        FROM pg_stat_activity
+       WHERE datname = current_database() AND usename = current_user AND application_name = %(application)s
+         AND pid <> pg_backend_pid() AND state = 'active' AND wait_event = 'ClientRead'
+         AND query_start < clock_timestamp() - interval '30 s'
+      OFFSET 0
+  ) standing
+ WHERE pg_terminate_backend(pid);

@@ -9,6 +9,8 @@ from psycopg import Connection
 from psycopg.types.json import set_json_dumps
 
 from alerting.metrics import Metrics
+from alerting.queries import SQL
+from alerting.retrying import is_outage
 from gpu_telemetry import database
 from gpu_telemetry.settings import DatabaseSettings
 
@@ -16,7 +18,8 @@ _log = logging.getLogger(__name__)
 
 APPLICATION: Final = "gpu-telemetry alert-engine"
 
-# A worker that stands still in the middle of a transaction would hold up the one that took over: it is disconnected.
+# A worker that stands still in the middle of a transaction would hold up the one that took over: it is disconnected,
+# by PostgreSQL where it waits for the next statement, by whom it holds up where it waits for the next row of a COPY.
 # One that waits for such a lock goes on polling Kafka between its attempts, so that the group keeps it.
 _LIMITS: Final = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '30s'"
 
@@ -66,5 +69,18 @@ class Session:
         self._problem = text
         if isinstance(error, psycopg.Error):
             self._metrics.database_errors.labels(part).inc()
+            if isinstance(error, psycopg.errors.LockNotAvailable):
+                self._end_standing_sessions()
             self.close()
         _log.warning("%s: %s; trying again in %.1f s", part, text, delay_seconds)
+
+    def _end_standing_sessions(self) -> None:
+        """Disconnect workers that have stood still in the middle of a COPY, which no time-out of PostgreSQL's ends."""
+        try:
+            ended = self.connection.execute(SQL["end_standing_sessions"], {"application": APPLICATION}).fetchall()
+        except psycopg.Error as error:
+            if not is_outage(error):
+                raise
+            return  # the next attempt meets it too
+        for pid, address in ended:
+            _log.warning("Disconnected a worker that stood still in a transaction: session %d from %s", pid, address)
