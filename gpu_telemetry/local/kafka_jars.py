@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ KAFKA_VERSION: Final = "4.3.1"
 _PINNED: Final = Path(__file__).with_suffix(".csv")
 _DOWNLOADS_AT_ONCE: Final = 4
 _TIMEOUT_SECONDS: Final = 60
+# Between attempts at one jar: of nearly a hundred downloads one in a while meets a connection that breaks.
+_PAUSES_SECONDS: Final = (0.5, 2.0, 5.0)
 
 
 def default_cache() -> Path:
@@ -99,13 +102,21 @@ def _downloader(workspace: Path) -> Callable[[str], Path]:
 
     def download(coordinate: str) -> Path:
         group, artifact, version = coordinate.split(":")
-        try:
-            return Path(context.project(group, artifact).at_version(version).artifact().resolve())
-        except Exception as error:
-            # Whatever the HTTP client raises: for us each means that the download did not succeed.
-            raise StartFailed(
-                f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {coordinate}: {type(error).__name__}: {error}\n"
-                "--kafka HOST:PORT uses a broker that is already there and needs no download"
-            ) from error
+        jar = context.project(group, artifact).at_version(version).artifact()
+        for pause in (*_PAUSES_SECONDS, None):
+            try:
+                return Path(jar.resolve())
+            except Exception as error:
+                # Whatever the HTTP client raises: for us each means that the download did not succeed.
+                if pause is None:
+                    raise StartFailed(
+                        f"Apache Kafka {KAFKA_VERSION} could not be downloaded: "
+                        f"{coordinate}: {type(error).__name__}: {error}\n"
+                        "--kafka HOST:PORT uses a broker that is already there and needs no download"
+                    ) from error
+            if jar.cached_path is not None:
+                jar.cached_path.unlink(missing_ok=True)  # what came before the connection broke
+            time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
 
     return download

@@ -24,9 +24,14 @@ class Repository(BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
     asked: list[str]
+    broken: list[None]  # as many requests for the jar are cut off
 
     def do_GET(self):
         self.asked.append(self.path)
+        if self.broken and self.path == JAR:
+            self.broken.pop()
+            self.close_connection = True
+            return
         body = self.files.get(self.path)
         self.send_response(200 if body is not None else 404)
         self.send_header("Content-Length", str(len(body or b"")))
@@ -43,7 +48,8 @@ def repository(tmp_path, monkeypatch):
     pins = tmp_path / "pins.csv"
     pins.write_text(f"coordinate,sha256\norg.example:kafka:1.0,{hashlib.sha256(b'right').hexdigest()}\n")
     monkeypatch.setattr(kafka_jars, "_PINNED", pins)
-    handler = type("Handler", (Repository,), {"files": {}, "asked": []})
+    handler = type("Handler", (Repository,), {"files": {}, "asked": [], "broken": []})
+    monkeypatch.setattr(kafka_jars, "_PAUSES_SECONDS", (0.0, 0.0))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     context = functools.partial(
         jgo.maven.MavenContext, remote_repos={"here": f"http://127.0.0.1:{server.server_address[1]}"}
@@ -87,6 +93,13 @@ def test_a_download_that_fails_says_what_could_not_be_had_and_which_flag_does_wi
         jars(tmp_path / "cache")
     assert "Apache Kafka 4.3.1 could not be downloaded: org.example:kafka:1.0: " in str(failure.value)
     assert "--kafka HOST:PORT" in str(failure.value)
+
+
+def test_a_connection_that_breaks_is_tried_again(tmp_path, repository):
+    repository.files[JAR] = b"right"
+    repository.broken.extend([None, None])
+    assert jars(tmp_path / "cache")[0].read_bytes() == b"right"
+    assert repository.asked.count(JAR) == 3
 
 
 def test_a_download_that_failed_is_tried_anew(tmp_path, repository):
