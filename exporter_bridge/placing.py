@@ -8,13 +8,16 @@ from weakref import WeakValueDictionary
 import msgspec
 from xxhash import xxh3_128_digest
 
+from exporter_bridge.blocks import Steps
 from exporter_bridge.judging import Measure, measure_of
 from exporter_bridge.layouts import BlockLayout, LabelSet
-from exporter_bridge.plans import Cell, Labels, Plan
+from exporter_bridge.plans import Cell, Labels, Plan, RecordPlan
 from exporter_bridge.rows import Row, row_of
 from gpu_telemetry.fields import FIELD_BY_NAME, FIELDS
 from gpu_telemetry.records import Workload
 
+_SAMPLES_A_STEP: Final = 400
+_RECORDS_A_STEP: Final = 10
 _RANK: Final = {name.name: rank for rank, name in enumerate(FIELDS)}
 
 Key = tuple[str, str | None]  # a GPU's UUID and the MIG instance's id
@@ -62,56 +65,26 @@ class PlannedPage(NamedTuple):
 _plans: Final[WeakValueDictionary[bytes, Plan]] = WeakValueDictionary()
 
 
-def plan_page(layouts: Iterable[BlockLayout]) -> PlannedPage:
-    """How the samples of these blocks fall into records, whatever the blocks' order."""
+def plan_page(layouts: Iterable[BlockLayout]) -> Steps[PlannedPage]:
+    """How the samples of these blocks fall into records, whatever the blocks' order; a step takes about 2 ms."""
     ordered = sorted(layouts, key=lambda layout: (layout.family.name, [labels.text for labels in layout.label_sets]))
-    rows: dict[LabelSet, Row | str] = {}
-    owners: dict[Key, Owner] = {}
-    placed: dict[Key, dict[str, list[_Placed]]] = {}
-    links: list[_Placed] = []
-    uuids: dict[str, int] = {}
-    not_recorded: dict[str, int] = {}
-    position = -1
-    taken: set[LabelSet] = set()
+    page = _Placement()
     for layout in ordered:
-        kind = layout.family.type
-        for name, label_set in zip(layout.names, layout.label_sets, strict=True):
-            position += 1
-            row = rows.get(label_set)
-            if row is None:
-                row = rows[label_set] = row_of(label_set.labels)
-            measure = measure_of(name, kind)
-            if isinstance(row, str) or measure is None:
-                entity = row if isinstance(row, str) else "unknown"
-                not_recorded[entity] = not_recorded.get(entity, 0) + 1
-                continue
-            if row.link:
-                links.append(_Placed(position, row, measure))
-                continue
-            key = row.gpu_uuid, row.mig_instance
-            if label_set not in taken:
-                taken.add(label_set)
-                uuids.setdefault(row.gpu_uuid, row.gpu_index)
-                if key not in owners:
-                    owners[key] = Owner(*key, row.gpu_index)
-                    placed[key] = {}
-                owners[key].take(row)
-            placed[key].setdefault(measure.dcgm, []).append(_Placed(position, row, measure))
-    for link in links:
-        uuids.setdefault(link.row.gpu_uuid, link.row.gpu_index)
-        key = link.row.gpu_uuid, link.row.mig_instance
-        if key in placed:
-            placed[key].setdefault(link.measure.dcgm, []).append(link)
-        else:
-            not_recorded["nvlink"] = not_recorded.get("nvlink", 0) + 1
+        yield from page.place(layout)
+    page.place_links()
+    owners = page.owners
     keys = sorted(owners, key=lambda key: (owners[key].gpu_index, key[0], len(key[1] or ""), key[1] or ""))
-    records = [_cells(placed[key]) for key in keys]
-    plan = _shared_plan(ordered, position + 1, records)
+    records = []
+    for number, key in enumerate(keys):
+        if number % _RECORDS_A_STEP == 0:
+            yield
+        records.append(_cells(page.placed[key]))
+    plan = yield from _shared_plan(ordered, page.size, records)
     return PlannedPage(
         plan,
         [owners[key] for key in keys],
-        sorted(uuids, key=lambda uuid: (uuids[uuid], uuid)),
-        not_recorded,
+        sorted(page.uuids, key=lambda uuid: (page.uuids[uuid], uuid)),
+        page.not_recorded,
         {layout: column for column, layout in enumerate(ordered)} if not plan.columns else None,
     )
 
@@ -120,6 +93,59 @@ class _Placed(NamedTuple):
     position: int
     row: Row
     measure: Measure
+
+
+class _Placement:
+    """A page's samples by the GPU or MIG instance that they belong to, and those that belong to none."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.owners: dict[Key, Owner] = {}
+        self.placed: dict[Key, dict[str, list[_Placed]]] = {}
+        self.uuids: dict[str, int] = {}
+        self.not_recorded: dict[str, int] = {}
+        self._rows: dict[LabelSet, Row | str] = {}
+        self._links: list[_Placed] = []
+
+    def place(self, layout: BlockLayout) -> Steps[None]:
+        """Take in the samples of a block, but for those of NVLinks."""
+        for name, label_set in zip(layout.names, layout.label_sets, strict=True):
+            position = self.size
+            self.size += 1
+            if position % _SAMPLES_A_STEP == _SAMPLES_A_STEP - 1:
+                yield
+            row = self._rows.get(label_set)
+            if row is None:
+                row = self._rows[label_set] = row_of(label_set.labels)
+            measure = measure_of(name, layout.family.type)
+            if isinstance(row, str) or measure is None:
+                self._leave(row if isinstance(row, str) else "unknown")
+            elif row.link:
+                self._links.append(_Placed(position, row, measure))
+            else:
+                self._owned(row).setdefault(measure.dcgm, []).append(_Placed(position, row, measure))
+
+    def place_links(self) -> None:
+        """Take in the rows of NVLinks, each with the GPU that the page turned out to have."""
+        for link in self._links:
+            self.uuids.setdefault(link.row.gpu_uuid, link.row.gpu_index)
+            placed = self.placed.get((link.row.gpu_uuid, link.row.mig_instance))
+            if placed is None:
+                self._leave("nvlink")
+            else:
+                placed.setdefault(link.measure.dcgm, []).append(link)
+
+    def _owned(self, row: Row) -> dict[str, list[_Placed]]:
+        key = row.gpu_uuid, row.mig_instance
+        if key not in self.owners:
+            self.uuids.setdefault(row.gpu_uuid, row.gpu_index)
+            self.owners[key] = Owner(*key, row.gpu_index)
+            self.placed[key] = {}
+        self.owners[key].take(row)
+        return self.placed[key]
+
+    def _leave(self, entity: str) -> None:
+        self.not_recorded[entity] = self.not_recorded.get(entity, 0) + 1
 
 
 def _cells(placed: Mapping[str, Sequence[_Placed]]) -> list[Cell]:
@@ -180,7 +206,7 @@ def _told_apart(rows: Sequence[_Placed]) -> bool:
     return any(labels_of.setdefault(place.row.workload, place.row.others) != place.row.others for place in rows)
 
 
-def _shared_plan(layouts: Sequence[BlockLayout], size: int, records: Sequence[Sequence[Cell]]) -> Plan:
+def _shared_plan(layouts: Sequence[BlockLayout], size: int, records: Sequence[Sequence[Cell]]) -> Steps[Plan]:
     names = [layout.family.name for layout in layouts]
     columns = {name: column for column, name in enumerate(names)} if len(set(names)) == len(names) else {}
     cells = [
@@ -193,5 +219,10 @@ def _shared_plan(layouts: Sequence[BlockLayout], size: int, records: Sequence[Se
     digest = xxh3_128_digest(msgspec.msgpack.encode((names, size, cells)))
     plan = _plans.get(digest)
     if plan is None:
-        plan = _plans[digest] = Plan(columns, size, records)
+        record_plans = []
+        for number, record in enumerate(records):
+            if number % _RECORDS_A_STEP == 0:
+                yield
+            record_plans.append(RecordPlan(record))
+        plan = _plans[digest] = Plan(columns, size, record_plans)
     return plan

@@ -3,7 +3,7 @@
 A `Plan` knows positions, not names of GPUs, so that nodes of one kind share it. `exporter_bridge.placing` makes it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import gt, itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -79,17 +79,17 @@ class Plan:
         "records",
     )
 
-    def __init__(self, columns: Mapping[str, int], size: int, records: Sequence[Sequence[Cell]]) -> None:
+    def __init__(self, columns: Mapping[str, int], size: int, records: Iterable[RecordPlan]) -> None:
         self.columns = columns
-        self.records = tuple(RecordPlan(cells) for cells in records)
+        self.records = tuple(records)
         self._highest = [float("inf")] * size
         self._record_of = [-1] * size
-        for record, cells in enumerate(records):
-            for position, measure, _ in cells:
+        for record, plan in enumerate(self.records):
+            for position, measure, _ in plan.cells:
                 # One told by strange labels stands twice: as its field's value, and as a labelled one of no range.
                 self._highest[position] = min(self._highest[position], measure.surely_good_up_to)
                 self._record_of[position] = record
-        everything = [cell for cells in records for cell in cells]
+        everything = [cell for plan in self.records for cell in plan.cells]
         self._integers = [cell.position for cell in everything if cell.measure.integer]
         self._wide = [cell.position for cell in everything if cell.measure.surely_good_up_to >= _LEAST_SENTINEL]
         self._pick_integers = picker(self._integers)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 from xxhash import xxh3_128_digest
 
+from exporter_bridge.blocks import Steps
 from exporter_bridge.judging import UNCONVERTIBLE, measure_of
 from exporter_bridge.layouts import BlockLayout, LabelSet, Page
 from exporter_bridge.placing import Key, plan_page
@@ -58,9 +59,9 @@ class RecordBuilder:
         self._digest = b""
 
     def build(self, page: Page, turn: Turn) -> Scrape:
-        """The messages of a turn that brought a page."""
-        if page.shape is not self._shape or self._described_by != (turn.hostname, turn.datacenter) or not self._plan:
-            self._plan_anew(page, turn)
+        """The messages of a turn that brought a page; quick if the page was planned."""
+        for _ in self.plan_steps(page, turn.hostname, turn.datacenter):
+            pass
         assert self._plan is not None
         plan = self._plan
         tokens, values = self._in_order(page, plan)
@@ -89,17 +90,24 @@ class RecordBuilder:
         """The closing record alone, of a turn without a page (or of a node's removal)."""
         return Scrape(turn.node_id, [self._closing(turn, gpu_records=0, gpu_uuids=[])], 0, {}, {})
 
-    def _plan_anew(self, page: Page, turn: Turn) -> None:
-        planned = plan_page(page.layouts)
+    def plan_steps(self, page: Page, hostname: str | None, datacenter: str | None) -> Steps[None]:
+        """Find out how a page's samples fall into records, unless that is known; in steps that can be left for a while.
+
+        `hostname` and `datacenter` are the target's own labels.
+        """
+        described_by = hostname, datacenter
+        if self._plan is not None and page.shape is self._shape and described_by == self._described_by:
+            return
+        planned = yield from plan_page(page.layouts)
         self._plan = planned.plan
         self._columns = planned.columns
-        self._heads = [head(owner, turn) for owner in planned.owners]
+        self._heads = [head(owner, hostname, datacenter) for owner in planned.owners]
         self._keys = [(owner.gpu_uuid, owner.mig_instance) for owner in planned.owners]
         self._gpu_uuids = planned.gpu_uuids
         self._hostname = next((owner.hostname for owner in planned.owners if owner.hostname), None)
         self._not_recorded = planned.not_recorded
         self._shape = page.shape
-        self._described_by = (turn.hostname, turn.datacenter)
+        self._described_by = described_by
 
     def _in_order(self, page: Page, plan: Plan) -> tuple[list[bytes], list[float]]:
         """The page's tokens and values in the plan's order."""

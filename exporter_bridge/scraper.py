@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec import structs
 
+from exporter_bridge.blocks import Steps
 from exporter_bridge.exposition import Exposition
 from exporter_bridge.fetch import Answer, Fetcher
 from exporter_bridge.layouts import Page
@@ -237,7 +238,7 @@ class Scraper:
         self._metrics.scraped_bytes.inc(len(answer.body))
         at_ms = to_milliseconds(self._clock.now())
         self._reader.read(
-            node.parser.parse_steps(answer.body),
+            _reading(node, answer.body),
             lambda page: self._take_page(node, answer, page, at_ms),
             lambda: self._internal_error(node, answer),
             new=node.page is None,
@@ -345,3 +346,10 @@ class Scraper:
     def sum_up(self) -> None:
         """Once an interval: say of how many nodes it was not said that they failed or came back."""
         self._node_log.sum_up(sum(node.reason is not None for node in self._nodes.values()))
+
+
+def _reading(node: Node, body: bytes) -> Steps[Page]:
+    """Read a node's page and make it ready for its records."""
+    page = yield from node.parser.parse_steps(body)
+    yield from node.builder.plan_steps(page, node.target.hostname, node.target.datacenter)
+    return page

@@ -56,13 +56,13 @@ def prefix(turn: Turn) -> bytes:
     return _encode(record)[:-1]
 
 
-def head(owner: Owner, turn: Turn) -> bytes:
-    """What a GPU's record says of the GPU itself."""
+def head(owner: Owner, hostname: str | None, datacenter: str | None) -> bytes:
+    """What a GPU's record says of the GPU itself, given the target's own labels."""
     record = {
         "gpu_index": owner.gpu_index,
         "gpu_uuid": owner.gpu_uuid,
-        "hostname": turn.hostname or owner.hostname,
-        "datacenter": turn.datacenter,
+        "hostname": hostname or owner.hostname,
+        "datacenter": datacenter,
         "mig_instance": owner.mig_instance,
         "mig_profile": owner.mig_profile,
         "model": owner.model,

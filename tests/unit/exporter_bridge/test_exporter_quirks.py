@@ -190,6 +190,31 @@ def test_a_pod_that_changes_parses_that_gpus_labels_anew_and_nothing_else():
     assert (exposition.label_texts_parsed, exposition.blocks_laid_out) == (9, 50)
 
 
+@pytest.mark.parametrize("metadata", ["# HELP {0} Some.\n# TYPE {0} gauge\n", "# TYPE {0} gauge\n", ""])
+def test_a_page_of_thousands_of_samples_is_read_and_planned_in_small_steps(metadata):
+    names = [f"DCGM_FI_DEV_FIELD_{number}" for number in range(25)]
+    text = "".join(
+        metadata.format(name) + "".join(f"{name}{{{gpu(index)}}} 1\n" for index in range(200)) for name in names
+    )
+    exposition = Exposition()
+    parser, builder = exposition.parser(), RecordBuilder()
+    steps = parser.parse_steps(text.encode())
+    read_steps = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            page = end.value
+            break
+        read_steps += 1
+    planning_steps = len(list(builder.plan_steps(page, None, None)))
+    assert page.samples == 5000
+    # Blocks that differ in the name alone are so quick that the whole page of them is read in a few.
+    assert read_steps >= (2 if metadata.startswith("# HELP") else 40)
+    assert planning_steps >= 40
+    assert list(builder.plan_steps(page, None, None)) == []
+
+
 def test_pods_that_come_and_go_leave_nothing_behind():
     exposition = Exposition()
     parser, builder = exposition.parser(), RecordBuilder()

@@ -473,3 +473,47 @@ def test_what_is_known_of_a_node_goes_with_it_without_the_garbage_collector(on_l
         assert on_loop(run()) is None
     finally:
         gc.enable()
+
+
+def test_after_a_standstill_a_crowd_of_turns_begins_with_breaths_in_between(on_loop, loopback, monkeypatch):
+    async def run():
+        async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench(interval_seconds=0.5) as bench:
+            bench.apply(**{f"node_{number}": exporter.url() for number in range(50)})
+            began = []
+            monkeypatch.setattr("exporter_bridge.scraper.SLICE_SECONDS", 0.0005)
+            begin = bench.scraper._begin
+
+            def slow_begin(node):
+                began[-1] += 1
+                time.sleep(0.0002)
+                begin(node)
+
+            begin_due = bench.scraper._begin_due
+
+            def counted():
+                began.append(0)
+                begin_due()
+
+            monkeypatch.setattr(bench.scraper, "_begin", slow_begin)
+            monkeypatch.setattr(bench.scraper, "_begin_due", counted)
+            bench.scraper.start()
+            time.sleep(0.5)  # noqa: ASYNC251 - the standstill
+            await loopback.until(lambda: sum(began) >= 50)
+            return began
+
+    began = on_loop(run())
+    assert max(began) <= 4
+
+
+def test_how_late_turns_begin_is_told(on_loop, loopback):
+    async def run():
+        async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench(interval_seconds=0.5) as bench:
+            bench.apply(node_1=exporter.url())
+            bench.scraper.start()
+            time.sleep(0.6)  # noqa: ASYNC251 - the loop stands still over the turn
+            await loopback.until(bench.turns)
+            return bench.metrics.page().decode()
+
+    text = on_loop(run())
+    assert 'gpu_bridge_turn_lateness_seconds_bucket{le="0.05"} 0.0' in text
+    assert 'gpu_bridge_turn_lateness_seconds_bucket{le="+Inf"} 1.0' in text
