@@ -363,14 +363,14 @@ SELECT action_type, count(*)
  GROUP BY action_type;
 
 -- name: end_standing_sessions
--- Workers' sessions that have waited for their client in the middle of one statement for 30 s: they stand still.
+-- Workers' sessions that have waited so long for their client in the middle of one statement: they stand still.
 SELECT pid, coalesce(host(client_addr), 'this machine')
   FROM (
       SELECT pid, client_addr
         FROM pg_stat_activity
        WHERE datname = current_database() AND usename = current_user AND application_name = %(application)s
          AND pid <> pg_backend_pid() AND state = 'active' AND wait_event = 'ClientRead'
-         AND query_start < clock_timestamp() - interval '30 s'
+         AND query_start < clock_timestamp() - make_interval(secs => %(seconds)s)
       OFFSET 0
   ) standing
  WHERE pg_terminate_backend(pid);

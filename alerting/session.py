@@ -22,13 +22,17 @@ APPLICATION: Final = "gpu-telemetry alert-engine"
 # by PostgreSQL where it waits for the next statement, by whom it holds up where it waits for the next row of a COPY.
 # One that waits for such a lock goes on polling Kafka between its attempts, so that the group keeps it.
 _LIMITS: Final = "SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '30s'"
+_STANDING_SECONDS: Final = 30.0
 
 
 class Session:
     """One connection, opened when it is needed and given up after an error; and the last trouble, for /readyz."""
 
-    def __init__(self, settings: DatabaseSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, metrics: Metrics, *, standing_seconds: float = _STANDING_SECONDS
+    ) -> None:
         self._settings = settings
+        self._standing_seconds = standing_seconds
         self._metrics = metrics
         self._connection: Connection[Any] | None = None
         self._problem: str | None = "not yet in the consumer group"
@@ -77,7 +81,8 @@ class Session:
     def _end_standing_sessions(self) -> None:
         """Disconnect workers that have stood still in the middle of a COPY, which no time-out of PostgreSQL's ends."""
         try:
-            ended = self.connection.execute(SQL["end_standing_sessions"], {"application": APPLICATION}).fetchall()
+            standing = {"application": APPLICATION, "seconds": self._standing_seconds}
+            ended = self.connection.execute(SQL["end_standing_sessions"], standing).fetchall()
         except psycopg.Error as error:
             if not is_outage(error):
                 raise

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from alerting.session import APPLICATION
 from gpu_telemetry.kafka import admin_client
 from gpu_telemetry.local.kafka import KafkaServer
 from gpu_telemetry.local.postgres import PostgresServer
@@ -273,6 +274,14 @@ class Trust:
         engine.stop()
         return alone.history()
 
+    def transactions(self, stream):
+        """How many alert engines are in the middle of one on the stream's database."""
+        return stream.query(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
+            " AND application_name = %s",
+            APPLICATION,
+        )[0][0]
+
     def check(self, stream, expected):
         """The history is the expected one, number for number, and every line of the ledger balances."""
         found = stream.history()
@@ -282,10 +291,17 @@ class Trust:
         assert sum(line["stored"] for line in lines.values()) == len(expected["metrics"])
         return lines
 
+    def dead_letters_of_undisturbed(self, stream):
+        """Those of the engine that nothing disturbed."""
+        return self._dead_letters(stream, f"{stream.kafka.topic}.undisturbed")
+
     def dead_letters(self, stream):
         """Where dead letters came from and why; more than once is legal, and shows as once."""
+        return self._dead_letters(stream, stream.kafka.dlq_topic)
+
+    def _dead_letters(self, stream, topic):
         consumer = Consumer({"bootstrap.servers": stream.kafka.bootstrap_servers, "group.id": "unused"})
-        partition = TopicPartition(stream.kafka.dlq_topic, 0, 0)
+        partition = TopicPartition(topic, 0, 0)
         found = set()
         try:
             _, high = consumer.get_watermark_offsets(partition, timeout=30)

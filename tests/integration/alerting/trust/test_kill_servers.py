@@ -94,8 +94,8 @@ def test_the_connection_to_postgresql_is_cut_refused_and_stands_still(
     soak, disturb, own_postgres, make_proxy, break_connections
 ):
     proxy = make_proxy(own_postgres.port)
-    disturb(lambda chance: break_connections(proxy, chance), 20 if soak.is_long else 5, via=proxy)
+    disturb(lambda chance: break_connections(proxy, chance), 20 if soak.is_long else 3, via=proxy)
 
 
 def test_the_connection_to_kafka_is_cut_refused_and_stands_still(soak, disturb, own_kafka, break_connections):
-    disturb(lambda chance: break_connections(own_kafka.proxy, chance), 20 if soak.is_long else 4)
+    disturb(lambda chance: break_connections(own_kafka.proxy, chance), 20 if soak.is_long else 2)

@@ -540,7 +540,7 @@ def machine(postgres_url, soak):
 
 def test_whatever_happens_in_whatever_order_the_tables_are_what_the_model_says(machine, soak):
     bounds = settings(
-        max_examples=100 if soak.is_long else 15,
+        max_examples=100 if soak.is_long else 25,
         stateful_step_count=50 if soak.is_long else 30,
         deadline=None,
         database=None,
