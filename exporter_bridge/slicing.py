@@ -19,20 +19,22 @@ class _Reading(NamedTuple):
 
 
 class SlicedReader:
-    """Reads pages on the event loop: a known one at once, new ones a slice at a time, first come first served.
+    """Reads pages on the event loop, a slice at a time: known ones first, then new ones, each first come first served.
 
-    `slice_over` is called after each of those slices.
+    Pages that come in one go are read in one go, after all of them have come: reading alone costs less than reading by
+    turns with fetching. `slice_over` is called after each slice.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, slice_over: Callable[[], None] = lambda: None) -> None:
         self._loop = loop
         self._slice_over = slice_over
-        self._waiting: deque[_Reading] = deque()
+        self._known: deque[_Reading] = deque()
+        self._new: deque[_Reading] = deque()
         self._slice: asyncio.Handle | None = None
 
     def __len__(self) -> int:
         """Pages that are not read to their end."""
-        return len(self._waiting)
+        return len(self._known) + len(self._new)
 
     def read(
         self,
@@ -44,28 +46,33 @@ class SlicedReader:
     ) -> None:
         """Read a page, then call `done` with it, or `failed` from the error's handler.
 
-        It is read at once if it is known or nearly; one that is said to be `new` waits for those before it.
+        One that is said to be `new`, or turns out to be, waits for those before it and for all that are known.
         """
-        reading = _Reading(steps, done, failed)
-        if new or not _go_on(reading, time.perf_counter() + SLICE_SECONDS / 2):
-            self._waiting.append(reading)
-            if self._slice is None:
-                self._slice = self._loop.call_soon(self._read_on)
+        (self._new if new else self._known).append(_Reading(steps, done, failed))
+        if self._slice is None:
+            self._slice = self._loop.call_soon(self._read_on)
 
     def stop(self) -> None:
         """Give up what is not read."""
-        self._waiting.clear()
+        self._known.clear()
+        self._new.clear()
         if self._slice is not None:
             self._slice.cancel()
             self._slice = None
 
     def _read_on(self) -> None:
         deadline = time.perf_counter() + SLICE_SECONDS
-        while self._waiting and time.perf_counter() < deadline:
-            reading = self._waiting.popleft()
+        while self._known and (now := time.perf_counter()) < deadline:
+            reading = self._known.popleft()
+            if not _go_on(reading, now + SLICE_SECONDS / 2):
+                self._new.append(reading)
+        # New ones go on in any case, if by less.
+        deadline = max(deadline, time.perf_counter() + SLICE_SECONDS / 4)
+        while self._new and time.perf_counter() < deadline:
+            reading = self._new.popleft()
             if not _go_on(reading, deadline):
-                self._waiting.appendleft(reading)
-        self._slice = self._loop.call_soon(self._read_on) if self._waiting else None
+                self._new.appendleft(reading)
+        self._slice = self._loop.call_soon(self._read_on) if self else None
         self._slice_over()
 
 

@@ -22,13 +22,31 @@ def unexpected():
     raise AssertionError
 
 
-def test_a_known_page_is_read_at_once(on_loop):
+def test_known_pages_that_come_in_one_go_are_read_in_one_go(on_loop):
     async def run():
         got = []
-        SlicedReader(asyncio.get_running_loop()).read(steps(0, 0), got.append, unexpected)
-        return got
+        reader = SlicedReader(asyncio.get_running_loop())
+        reader.read(steps(0, 0, "one"), got.append, unexpected)
+        reader.read(steps(0, 0, "two"), got.append, unexpected)
+        before = list(got), len(reader)
+        await asyncio.sleep(0)
+        return before, got, len(reader)
 
-    assert on_loop(run()) == ["page"]
+    assert on_loop(run()) == (([], 2), ["one", "two"], 0)
+
+
+def test_a_crowd_of_known_pages_is_read_in_slices(on_loop, loopback):
+    async def run():
+        got, slices = [], []
+        reader = SlicedReader(asyncio.get_running_loop(), lambda: slices.append(len(got)))
+        for number in range(40):
+            reader.read(steps(1, SLICE_SECONDS / 4, number), got.append, unexpected)
+        await loopback.until(lambda: not len(reader))
+        return got, slices
+
+    got, slices = on_loop(run())
+    assert got == list(range(40))
+    assert max(after - before for before, after in zip([0, *slices], slices, strict=False)) <= 5
 
 
 def test_new_pages_are_read_first_come_first_served_while_known_ones_pass(on_loop):
@@ -37,7 +55,6 @@ def test_new_pages_are_read_first_come_first_served_while_known_ones_pass(on_loo
         reader = SlicedReader(asyncio.get_running_loop())
         reader.read(steps(10, SLICE_SECONDS / 2, "slow 1"), got.append, unexpected)
         reader.read(steps(10, SLICE_SECONDS / 2, "slow 2"), got.append, unexpected)
-        assert len(reader) == 2
         passed = 0
         while len(reader):
             passed += 1
@@ -51,16 +68,32 @@ def test_new_pages_are_read_first_come_first_served_while_known_ones_pass(on_loo
     assert passed >= 5
 
 
-def test_a_page_that_is_said_to_be_new_waits_for_those_before_it(on_loop, loopback):
+def test_new_pages_go_on_however_many_known_ones_come(on_loop):
     async def run():
         got = []
         reader = SlicedReader(asyncio.get_running_loop())
-        reader.read(steps(3, SLICE_SECONDS, "slow"), got.append, unexpected)
+        reader.read(steps(4, SLICE_SECONDS / 8, "new"), got.append, unexpected, new=True)
+        while "new" not in got and len(got) < 200:
+            for _ in range(5):
+                reader.read(steps(1, SLICE_SECONDS / 4, "known"), got.append, unexpected)
+            await asyncio.sleep(0)
+        reader.stop()
+        return got
+
+    assert "new" in on_loop(run())
+
+
+def test_a_page_that_is_said_to_be_new_waits_for_those_before_it_and_for_known_ones(on_loop, loopback):
+    async def run():
+        got = []
+        reader = SlicedReader(asyncio.get_running_loop())
+        reader.read(steps(3, SLICE_SECONDS, "slow"), got.append, unexpected, new=True)
         reader.read(steps(0, 0, "new"), got.append, unexpected, new=True)
+        reader.read(steps(0, 0, "known"), got.append, unexpected)
         await loopback.until(lambda: not len(reader))
         return got
 
-    assert on_loop(run()) == ["slow", "new"]
+    assert on_loop(run()) == ["known", "slow", "new"]
 
 
 def test_a_page_on_which_reading_fails_costs_that_page(on_loop, loopback):
