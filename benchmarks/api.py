@@ -114,7 +114,7 @@ def run(
             f"{rows:,} rows take {rows * _BYTES_A_ROW / 1e9:.1f} GB, {home} has {free / 1e9:.1f} GB free"
         )
     figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="gpu-telemetry-api-", dir=home) as directory:
+    with tempfile.TemporaryDirectory(prefix="gpu-telemetry-bench-api-", dir=home) as directory:
         root = Path(directory)
         root.chmod(0o755)
         server = PostgresServer(
