@@ -139,7 +139,7 @@ def test_a_worker_that_stood_still_while_another_took_over_writes_nothing_when_i
             worker.wait()
         trust.check(stream, trust.undisturbed(stream))
         soak.counts["records"] += len(messages)
-        soak.counts["fenced"] += said(zombie).count("reading its state anew")
+        soak.counts["fenced"] += "".join(zombie.lines).count("reading its state anew")
 
 
 def test_a_session_that_stands_still_in_the_middle_of_a_copy_is_ended_by_whom_it_holds_up(stream, trust):
