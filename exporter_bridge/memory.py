@@ -15,9 +15,9 @@ from typing import Final
 _LOOK_SECONDS: Final = 0.1
 # By how much what is known grows before it is settled anew.
 _GROWTH: Final = 1.1
-# A fleet is known when this long nothing much was new; free memory is given back then, and once in a while.
+# A fleet is known when this long nothing much was new; free memory is given back then, and once in a while (5 ms).
 _QUIET_SECONDS: Final = 5.0
-_TRIM_SECONDS: Final = 300.0
+_TRIM_SECONDS: Final = 30.0
 
 # Of glibc alone; others give memory back by themselves, or not at all.
 _malloc_trim: Final = getattr(ctypes.CDLL(None), "malloc_trim", None)
