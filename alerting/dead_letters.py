@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from gpu_telemetry.kafka import client_configuration
+from gpu_telemetry.kafka import producer_configuration
 from gpu_telemetry.records import AnyRecord, GpuRecord, Identifier, Moment, ScrapeRecord
 from gpu_telemetry.settings import KafkaSettings
 
@@ -89,12 +89,9 @@ def is_in_calendar(moment: datetime) -> bool:
 def make_producer(kafka: KafkaSettings, client_id: str) -> Producer:
     """The worker's producer, for dead letters and for silence: keys go where the bridge's producer sends them."""
     return Producer(
-        client_configuration(
+        producer_configuration(
             kafka,
             client_id=client_id,
-            enable_idempotence=True,
-            acks="all",
-            partitioner="murmur2_random",
             linger_ms=5,
             message_timeout_ms=int(_DELIVERY_DEADLINE_SECONDS * 1000),
             # A dead letter is the message and its headers.

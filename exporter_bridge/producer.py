@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, Producer
 
-from gpu_telemetry.kafka import client_configuration, verify_topics
+from gpu_telemetry.kafka import producer_configuration, verify_topics
 from gpu_telemetry.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -25,13 +25,9 @@ def make_producer(kafka: KafkaSettings, on_error: Callable[[KafkaError], None]) 
     Raises:
         KafkaException: a property that KAFKA_OPT_ gives is unknown or wrong.
     """
-    configuration: dict[str, Any] = client_configuration(
+    configuration: dict[str, Any] = producer_configuration(
         kafka,
-        enable_idempotence=True,
-        acks="all",
         compression_type="lz4",
-        # The Java clients' partitioner, so that any producer puts a node's records where ours are.
-        partitioner="murmur2_random",
         # Our own bounded queue decides what goes; what the client holds it keeps until it is delivered.
         message_timeout_ms=0,
         # A request holds one partition's records, and a request is what a broker's work goes by.

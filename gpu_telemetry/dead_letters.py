@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Self, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from gpu_telemetry.clock import from_milliseconds, rfc3339, to_milliseconds
-from gpu_telemetry.kafka import TopicError, client_configuration
+from gpu_telemetry.kafka import TopicError, client_configuration, producer_configuration
 from gpu_telemetry.records import SilenceRecord, UndecodableRecord, decode
 from gpu_telemetry.settings import KafkaSettings
 
@@ -217,11 +217,8 @@ class Replayer:
         self._timeout_seconds = timeout_seconds
         self._known: set[str] = set()
         self._producer = Producer(
-            client_configuration(
+            producer_configuration(
                 kafka,
-                enable_idempotence=True,
-                acks="all",
-                partitioner="murmur2_random",
                 message_max_bytes=_LARGEST_MESSAGE_BYTES,
                 message_timeout_ms=int(timeout_seconds * 1000),
             )

@@ -28,6 +28,14 @@ def client_configuration(settings: KafkaSettings, **defaults: ClientOption) -> d
     return configuration | settings.options()
 
 
+def producer_configuration(settings: KafkaSettings, **defaults: ClientOption) -> dict[str, ClientOption]:
+    """A configuration for whoever writes to the topics: nothing doubled, nothing half acknowledged, one partitioner.
+
+    The partitioner is the Java clients', so that any producer puts a node's records into the same partition.
+    """
+    return client_configuration(settings, enable_idempotence=True, acks="all", partitioner="murmur2_random", **defaults)
+
+
 def admin_client(settings: KafkaSettings) -> AdminClient:
     """A client for topics and their configuration."""
     return AdminClient(client_configuration(settings), logger=_log)

@@ -11,7 +11,7 @@ import click
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from gpu_telemetry.clock import from_milliseconds, rfc3339, to_milliseconds
-from gpu_telemetry.kafka import TopicError, client_configuration, verify_topics
+from gpu_telemetry.kafka import TopicError, producer_configuration, verify_topics
 from gpu_telemetry.records import MAX_IDENTIFIER_LENGTH, SCHEMA_VERSION, ScrapeRecord, encode
 from gpu_telemetry.settings import KafkaSettings
 
@@ -67,10 +67,7 @@ def remove(node_id: str, timeout_seconds: float) -> None:
 
 def _publish(kafka: KafkaSettings, record: ScrapeRecord, timeout_seconds: float) -> None:
     """Deliver the record where the bridge's records of the node go."""
-    producer = Producer(
-        client_configuration(kafka, enable_idempotence=True, acks="all", partitioner="murmur2_random")
-        | {"message.timeout.ms": int(timeout_seconds * 1000)}
-    )
+    producer = Producer(producer_configuration(kafka) | {"message.timeout.ms": int(timeout_seconds * 1000)})
     failures: list[KafkaError] = []
 
     def answered(error: KafkaError | None, _message: Message) -> None:
