@@ -28,7 +28,7 @@ from pydantic import SecretStr
 
 from benchmarks.cpu import Machine, Stopwatch
 from benchmarks.history import History, fill
-from benchmarks.processes import free_ports, process, wait
+from benchmarks.processes import free_ports, running, wait_for
 from benchmarks.run_queue import RunQueue
 from gpu_telemetry.clock import rfc3339
 from gpu_telemetry.local.postgres import PostgresServer
@@ -205,8 +205,8 @@ def _api(server: PostgresServer, root: Path) -> Iterator[tuple[int, int]]:
     log = root / "api.log"
     command = [str(Path(sys.executable).with_name("gpu-telemetry")), "api", "--listen", f"127.0.0.1:{port}"]
     environment = {"DATABASE_URL": server.url, "LOG_LEVEL": "WARNING", "API_STATEMENT_TIMEOUT_SECONDS": "30"}
-    with process(command, environment, log) as child:
-        wait(lambda: _answers(port), "the API", log)
+    with running(command, environment, log) as child:
+        wait_for(lambda: _answers(port), "the API", log)
         yield child.pid, port
 
 

@@ -18,7 +18,8 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.cpu import Machine, Stopwatch, family_bytes
-from benchmarks.stand import COMMAND, Stand, free_ports, running, wait_for
+from benchmarks.processes import free_ports, running, wait_for
+from benchmarks.stand import COMMAND, Stand
 
 PARTS: Final = ("bridge", "broker", "worker", "postgres")
 
@@ -109,8 +110,8 @@ def measure(stand: Stand, load: Load) -> Cost:
             "BRIDGE_INTERVAL_SECONDS": f"{load.interval_seconds:g}",
             "ALERTING_LISTEN": f"127.0.0.1:{alerting_port}",
         }
-        worker = stack.enter_context(running([COMMAND, "alert-engine"], environment, stand.logs / "alerting.log"))
-        bridge = stack.enter_context(running([COMMAND, "bridge"], environment, stand.logs / "bridge.log"))
+        worker = stack.enter_context(running([COMMAND, "alert-engine"], environment, stand.logs / "alerting.log")).pid
+        bridge = stack.enter_context(running([COMMAND, "bridge"], environment, stand.logs / "bridge.log")).pid
         parts = {"bridge": bridge, "worker": worker} | stand.servers
 
         wait_for(lambda: stored_gpu_records(alerting_port) >= load.nodes * load.gpus, "the first records", stand.logs)

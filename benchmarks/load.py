@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.cpu import cpu_seconds, resident_bytes
 from benchmarks.pages import render_fleet
-from benchmarks.processes import free_ports, process, wait
+from benchmarks.processes import free_ports, running, wait_for
 from gpu_telemetry.local.kafka import KafkaServer
 
 # How often Prometheus fetches all shards, each at an offset of its own.
@@ -195,8 +195,8 @@ class Load:
         told = self.logs / "pages.log"
         hang = ",".join(map(str, sorted(self.hanging)))
         command = [sys.executable, "-m", "benchmarks.page_server", "0", str(pages), "--hang", hang]
-        stack.enter_context(process(command, {}, told))
-        wait(lambda: told.read_text().endswith("]\n"), "the exporters", self.logs)
+        stack.enter_context(running(command, {}, told))
+        wait_for(lambda: told.read_text().endswith("]\n"), "the exporters", self.logs)
         self._ports = json.loads(told.read_text())
         refused = stack.enter_context(_refusing(len(self.refusing)))
         for node, port in zip(sorted(self.refusing), refused, strict=True):
@@ -236,9 +236,9 @@ class Load:
             "BRIDGE_TARGETS_FILE": str(self.targets(nodes)),
             "BRIDGE_INTERVAL_SECONDS": f"{self.interval:g}",
         }
-        with process([_COMMAND, "bridge"], environment, self.logs / "bridge.log") as child:
+        with running([_COMMAND, "bridge"], environment, self.logs / "bridge.log") as child:
             watch = Watch(port, child.pid)
-            wait(lambda: bool(watch.numbers()), "the bridge", self.logs)
+            wait_for(lambda: bool(watch.numbers()), "the bridge", self.logs)
             watch.started = time.monotonic()
             yield watch
 

@@ -24,7 +24,8 @@ from confluent_kafka import Consumer, Producer
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.cpu import Stopwatch, family_bytes
-from benchmarks.stand import Stand, messages_in, running, wait_for
+from benchmarks.processes import running, wait_for
+from benchmarks.stand import Stand, messages_in
 
 _COLUMNS: Final = {
     "DCGM_FI_DEV_GPU_TEMP": "temperature_celsius",
@@ -135,8 +136,8 @@ def measure(stand: Stand, nodes: int = 20, gpus: int = 8, warm_up_seconds: float
         connection.execute(CREATE)
         module = [sys.executable, "-m", "benchmarks.plain"]
         log = stand.logs / "plain.log"
-        scraping = stack.enter_context(running([*module, "scrape", str(port), str(nodes)], environment, log))
-        storing = stack.enter_context(running([*module, "store"], environment, log))
+        scraping = stack.enter_context(running([*module, "scrape", str(port), str(nodes)], environment, log)).pid
+        storing = stack.enter_context(running([*module, "store"], environment, log)).pid
         parts = {"scrape": scraping, "store": storing} | stand.servers
         watched = Consumer({"bootstrap.servers": environment["KAFKA_BOOTSTRAP_SERVERS"], "group.id": "watch"})
         stack.callback(watched.close)

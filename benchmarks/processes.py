@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from confluent_kafka import KafkaException
+
 _START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 20.0
 
@@ -26,8 +28,8 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A child that is ended, in an orderly way if it can be, when the block is left; its output goes to `log`."""
+def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A child that is ended, in an orderly way if it can be, when the block is left; `log` takes what it prints."""
     with log.open("ab") as output:
         child = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
     try:
@@ -41,16 +43,16 @@ def process(command: Sequence[str], environment: Mapping[str, str], log: Path) -
             child.wait()
 
 
-def wait(condition: Callable[[], bool], what: str, logs: Path) -> None:
-    """Wait until it is so.
+def wait_for(condition: Callable[[], bool], what: str, logs: Path, seconds: float = _START_SECONDS) -> None:
+    """Wait until it is so; while something does not listen or a topic has no leader yet, it is not.
 
     Raises:
         TimeoutError: it does not come to be; the text says where the logs are.
     """
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with suppress(OSError):  # not listening yet
+        with suppress(OSError, KafkaException):
             if condition():
                 return
         time.sleep(0.2)
-    raise TimeoutError(f"{what} did not come within {_START_SECONDS:g} s; the logs are in {logs}")
+    raise TimeoutError(f"{what} did not come within {seconds:g} s; the logs are in {logs}")

@@ -14,7 +14,8 @@ from confluent_kafka import Producer
 from benchmarks.cpu import Stopwatch, resident_bytes
 from benchmarks.end_to_end import stored_gpu_records
 from benchmarks.pages import render_fleet
-from benchmarks.stand import COMMAND, Stand, free_ports, running, wait_for
+from benchmarks.processes import free_ports, running, wait_for
+from benchmarks.stand import COMMAND, Stand
 from exporter_bridge.exposition import Exposition
 from exporter_bridge.records import RecordBuilder, Turn
 
@@ -69,7 +70,7 @@ def measure(stand: Stand, records: int, nodes: int = 500) -> dict[str, float]:
         (port,) = free_ports(1)
         environment |= {"ALERTING_LISTEN": f"127.0.0.1:{port}"}
         log = stand.logs / "alerting.log"
-        worker = stack.enter_context(running([COMMAND, "alert-engine"], environment, log))
+        worker = stack.enter_context(running([COMMAND, "alert-engine"], environment, log)).pid
         parts = {"worker": worker} | stand.servers
         wait_for(lambda: stored_gpu_records(port) >= total * _EDGES, "the first records", stand.logs)
         watch, started, before = Stopwatch(parts), time.monotonic(), stored_gpu_records(port)

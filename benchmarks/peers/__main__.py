@@ -14,7 +14,8 @@ from confluent_kafka import Consumer
 
 from benchmarks.cpu import Machine, Stopwatch, resident_bytes
 from benchmarks.peers.contenders import ALL, Contender, Work
-from benchmarks.stand import Stand, free_ports, messages_in, running, wait_for
+from benchmarks.processes import free_ports, running, wait_for
+from benchmarks.stand import Stand, messages_in
 
 _GPUS: Final = 8
 _DRAIN_SECONDS: Final = 5.0
@@ -51,7 +52,7 @@ def measure(
         def delivered() -> float:
             return chosen.pages(messages_in(watched, topic))
 
-        process = stack.enter_context(running(chosen.command, chosen.environment, stand.logs / "contender.log"))
+        process = stack.enter_context(running(chosen.command, chosen.environment, stand.logs / "contender.log")).pid
         wait_for(lambda: delivered() >= nodes, f"a page of every node from {chosen.title}", stand.logs)
         time.sleep(warm_up)
         watch, machine, before = Stopwatch({"own": process} | stand.servers), Machine.now(), delivered()
