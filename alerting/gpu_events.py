@@ -212,7 +212,7 @@ class IncreaseCondition:
                     self.rule.severity,
                     message,
                     out,
-                    {"increase": increase},
+                    {"increase": float(increase)},  # a restart keeps the last value as a float
                     gpu_index=record.gpu_index,
                     actual_value=float(value),
                 )

@@ -1,5 +1,7 @@
 """XIDs and counters: what a sticky gauge, a sliding window and a rising counter tell, and how it ends."""
 
+import msgspec
+
 XID = "xid_error"
 
 
@@ -237,6 +239,17 @@ def test_a_rise_of_double_bit_errors_fires(node, told):
     assert fired.message.startswith("3 new uncorrected ECC errors, 5 since")
     assert (fired.actual_value, fired.details) == (5, {"increase": 3})
     assert not node.gpu(60, ecc_double_bit_volatile=6)
+
+
+def test_a_rise_is_written_alike_before_and_after_a_restart(node, committing_node):
+    """A counter is a whole number in a message and a float in the saved state; the stored details must not tell."""
+    node.gpu(0, ecc_double_bit_volatile=0)
+    committing_node.gpu(0, ecc_double_bit_volatile=0)
+    committing_node.restart()
+    (undisturbed,) = node.gpu(30, ecc_double_bit_volatile=1)
+    (restarted,) = committing_node.gpu(30, ecc_double_bit_volatile=1)
+
+    assert msgspec.json.encode(restarted) == msgspec.json.encode(undisturbed)
 
 
 def test_double_bit_errors_end_when_the_counter_starts_anew(node, told):

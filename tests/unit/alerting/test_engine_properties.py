@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -216,6 +217,11 @@ _RESOLVES = st.dictionaries(st.integers(0, 60), st.integers(0, 5), max_size=6)
 _SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
+def _stored(transitions: Sequence[Transition]) -> list[bytes]:
+    """The transitions as they come to be stored: what is equal in Python (1 and 1.0) is told apart here."""
+    return [msgspec.json.encode(each) for each in transitions]
+
+
 def _fold_with_cuts(
     tables: Any, records: Sequence[AnyRecord], resolves: dict[int, int], cuts: set[int], beyond_retention: set[int]
 ) -> list[Transition]:
@@ -250,7 +256,8 @@ def test_a_stream_that_is_cut_and_restored_anywhere_gives_the_same_transitions(m
     beyond_retention = data.draw(st.sets(st.integers(0, len(records)), max_size=3), label="beyond retention")
     _, expected = _fold_all(Engine(RULES), records, resolves)
 
-    assert _fold_with_cuts(make_tables(), records, resolves, cuts, beyond_retention) == expected
+    found = _fold_with_cuts(make_tables(), records, resolves, cuts, beyond_retention)
+    assert _stored(found) == _stored(expected)
 
 
 @pytest.mark.parametrize("varied", _VARIED)
@@ -261,7 +268,8 @@ def test_a_calm_stream_that_is_cut_everywhere_gives_the_same_transitions(make_ta
     resolves = data.draw(st.dictionaries(st.integers(0, 30), st.just(0), max_size=1), label="resolves")
     _, expected = _fold_all(Engine(RULES), records, resolves)
 
-    assert _fold_with_cuts(make_tables(), records, resolves, set(range(len(records))), set()) == expected
+    found = _fold_with_cuts(make_tables(), records, resolves, set(range(len(records))), set())
+    assert _stored(found) == _stored(expected)
 
 
 @pytest.mark.parametrize("varied", ["everything", *_VARIED])
@@ -275,7 +283,7 @@ def test_the_fast_path_gives_what_the_full_path_gives(varied, data, resolves):
 
     engine = Engine(RISING_RULES)
     state, out = _fold_all(engine, records, resolves)
-    assert out == expected
+    assert _stored(out) == _stored(expected)
     assert engine.save(state) == slow.save(expected_state)
     assert engine.counts == slow.counts
 
