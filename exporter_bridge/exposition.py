@@ -1,19 +1,21 @@
 """A page of the Prometheus text format as layouts and values: in a known block a scrape reads only the numbers.
 
-A page is split once, by a regular expression, into heads (`name{labels`) and tokens. The hash of a block's heads says
-whether the block is known; if it is, and its tokens are plain numbers, its samples are known but for those. All else
-goes line by line (`exporter_bridge.lines`), and what is found there is remembered under the hash: the fast way is the
-slow way's result, used again. That is sound because, where a token is a plain number, what the slow way finds is a
-function of the head alone.
+A page is split into heads (`name{labels`) and tokens. If its blocks, sorted, are those of the node's last page, as the
+hash of what stands between its tokens says, only the numbers are read. If not, the hash of a block's heads says whether
+the block is known; if it is, and its tokens are plain numbers, its samples are known but for those. All else goes line
+by line (`exporter_bridge.lines`), and what is found there is remembered under the hash: the fast way is the slow way's
+result, used again. That is sound because, where a token is a plain number, what the slow way finds is a function of the
+head alone.
 
 `Exposition` is the fleet's: it shares what nodes have in common, and counts. A `PageParser` is one node's: it knows the
 blocks of the node's last two differing pages, so memory is bounded by the fleet, whatever comes and goes in it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Final, cast
+from typing import Final
 from weakref import WeakValueDictionary
 
 from xxhash import xxh3_128_digest
@@ -21,7 +23,7 @@ from xxhash import xxh3_128_digest
 from exporter_bridge import lines
 from exporter_bridge.blocks import MOST_EXAMPLES, BlockReader, Entry, PatchyBlock, Steps, line_by_line
 from exporter_bridge.layouts import BadValue, BlockLayout, Family, Page
-from exporter_bridge.splitting import SplitBlock, SplitPage, read_numbers
+from exporter_bridge.splitting import SplitBlock, SplitPage, digest_of, read_numbers, split_plain
 
 _LINE_BY_LINE: Final = 2**63  # in the seed of a hash: what was split line by line never meets what was split at once
 _LONGEST_BAD_TOKEN: Final = 64
@@ -57,14 +59,16 @@ class Exposition:
 class PageParser:
     """Reads one node's pages and remembers their blocks."""
 
-    __slots__ = ("_exposition", "_known", "_known_before", "_overlapping", "_shape", "_whole")
+    __slots__ = ("_digest", "_exposition", "_known", "_known_before", "_layouts", "_overlapping", "_shape")
 
     def __init__(self, exposition: Exposition) -> None:
         self._exposition = exposition
         self._known: dict[bytes, _Known] = {}
         self._known_before: dict[bytes, _Known] = {}
-        # The known blocks again, if every one of them is without a flaw and no two hold the same series.
-        self._whole: dict[bytes, BlockLayout] = {}
+        # The last page's blocks in order and what such a page is known by, if each of them is without a flaw and no
+        # two hold the same series.
+        self._layouts: tuple[BlockLayout, ...] = ()
+        self._digest: bytes | None = None
         self._overlapping = False
         self._shape = object()
 
@@ -91,26 +95,23 @@ class PageParser:
 
         One page of a node must be read to its end, or given up, before the next is begun.
         """
-        split = SplitPage(body)
-        if split.values is None and b"\r\n" in body:
-            split = SplitPage(body.replace(b"\r\n", b"\n"))
-        if split.values is not None and not split.rest:
-            digests = split.digests()
-            if len(digests) == len(self._whole):
-                found = tuple(map(self._whole.get, digests))
-                if None not in found and len(set(found)) == len(found):
-                    if self._known_before:
-                        self._known_before = {}
-                    layouts = cast("tuple[BlockLayout, ...]", found)
-                    return Page(layouts, split.tokens, values=split.values, shape=self._shape, refused=_NONE)
-        return (yield from self._read(split))
+        if b"\r" in body:
+            body = body.replace(b"\r\n", b"\n")
+        plain = None if self._digest is None else split_plain(body)
+        if plain is not None and plain.digest == self._digest:
+            if self._known_before:
+                self._known_before = {}
+            return Page(
+                self._layouts, plain.text, len(plain.values), values=plain.values, shape=self._shape, refused=_NONE
+            )
+        return (yield from self._read(SplitPage(body)))
 
     def _read(self, split: SplitPage) -> Steps[Page]:
         """Block by block: what is known is taken, what is new is laid out."""
         draft = _Draft()
         used: dict[bytes, _Known] = {}
         repeated = False
-        reader = BlockReader(self._exposition, self._layouts())
+        reader = BlockReader(self._exposition, self._known_layouts())
         for block in split.blocks():
             known = None
             if block.regular:
@@ -162,7 +163,7 @@ class PageParser:
         yield
         return known
 
-    def _layouts(self) -> Iterator[BlockLayout]:
+    def _known_layouts(self) -> Iterator[BlockLayout]:
         return _layouts_of(chain(self._known_before.values(), self._known.values()))
 
     def _remember(self, used: dict[bytes, _Known], reader: BlockReader, *, repeated: bool) -> None:
@@ -176,8 +177,11 @@ class PageParser:
         self._known = used
         self._shape = object()
         self._overlapping = repeated or _overlap(list(_layouts_of(used.values())), reader)
-        whole = not self._overlapping and all(isinstance(found, BlockLayout) for found in used.values())
-        self._whole = cast("dict[bytes, BlockLayout]", used) if whole else {}
+        self._layouts, self._digest = (), None
+        if not self._overlapping and all(isinstance(found, BlockLayout) for found in used.values()):
+            self._layouts = tuple(sorted(_layouts_of(used.values()), key=attrgetter("order")))
+            skeleton = list(chain.from_iterable(layout.skeleton() for layout in self._layouts))
+            self._digest = digest_of(skeleton, sum(map(len, self._layouts)))
 
 
 class _Draft:
@@ -241,11 +245,22 @@ class _Draft:
 
     def page(self, shape: object) -> Page:
         """The page."""
+        values = self.values
+        orders = [layout.order for layout in self.layouts]
+        starts = [0, *accumulate(map(len, self.layouts))]
+        tokens: list[bytes] = []
+        sorted_values: list[float] = []
+        by_order = sorted(range(len(orders)), key=orders.__getitem__)
+        for number in by_order:
+            span = slice(starts[number], starts[number + 1])
+            tokens += self.tokens[span]
+            sorted_values += [] if values is None else values[span]
         return Page(
-            tuple(self.layouts),
-            self.tokens,
+            tuple([self.layouts[number] for number in by_order]),
+            b"\n".join(tokens),
+            len(tokens),
             shape=shape,
-            values=self.values,
+            values=None if values is None else sorted_values,
             refused=self.refused or _NONE,
             examples=tuple(self.examples),
             bad_values=tuple(self.bad_values),

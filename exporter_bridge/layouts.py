@@ -75,6 +75,20 @@ class BlockLayout:
         """Whether every sample has the family's name."""
         return self._names is None
 
+    @property
+    def order(self) -> tuple[bytes, bytes]:
+        """What a page's blocks are sorted by: its HELP line and its first sample's name and labels, as printed."""
+        name, text = self.names[0], self.label_sets[0].text
+        return f"# HELP {self.family.name} {self.family.help}\n".encode(), f"{name}{{{text}".encode()
+
+    def skeleton(self) -> Iterator[bytes]:
+        """The block as an exporter prints it, without what follows the labels: HELP, TYPE, `name{labels` a sample."""
+        family = self.family
+        yield f"# HELP {family.name} {family.help}\n".encode()
+        yield f"# TYPE {family.name} {family.type}\n".encode()
+        for name, labels in zip(self.names, self.label_sets, strict=True):
+            yield f"{name}{{{labels.text}".encode()
+
     def only(self, positions: Sequence[int]) -> "BlockLayout":
         """The samples at these positions alone."""
         names, label_sets = self.names, self.label_sets
@@ -121,16 +135,15 @@ class BadValue(NamedTuple):
 
 
 class Page:
-    """One scrape of one node.
+    """One scrape of one node; its blocks are sorted by `BlockLayout.order`, in whatever order they came.
 
-    `refused` counts the lines that were not understood, by reason, and `examples` shows the first few of them.
+    `text` is what follows the labels of every sample (value, and timestamp if any), a line each. `refused` counts the
+    lines that were not understood, by reason, and `examples` shows the first few of them.
     `bad_values` are those among them whose labels are good, `refused_uuids` the GPUs that refused lines speak of.
-    `shape` is the same object in two pages of a node if and only if both have the same blocks, in whatever order.
+    `shape` is the same object in two pages of a node if and only if both have the same blocks.
     """
 
     __slots__ = (
-        "_text",
-        "_tokens",
         "_values",
         "bad_values",
         "examples",
@@ -140,12 +153,14 @@ class Page:
         "refused_uuids",
         "samples",
         "shape",
+        "text",
     )
 
     def __init__(
         self,
         layouts: tuple[BlockLayout, ...],
-        tokens: list[bytes],
+        text: bytes,
+        samples: int,
         *,
         shape: object,
         values: list[float] | None = None,
@@ -156,23 +171,20 @@ class Page:
     ) -> None:
         self.layouts = layouts
         self.shape = shape
-        self.samples = len(tokens)
+        self.text = text
+        self.samples = samples
         self.refused = refused
         self.examples = examples
         self.bad_values = bad_values
         self.refused_uuids = refused_uuids
         # True: every token is a number as JSON writes it (so finite, without a timestamp).
         self.plain = values is not None
-        self._tokens: list[bytes] | None = tokens
         self._values = values
-        self._text = b""
 
     @property
     def tokens(self) -> list[bytes]:
-        """The text after the labels of every sample, block after block."""
-        if self._tokens is not None:
-            return self._tokens
-        return self._text.split(b"\n") if self.samples else []
+        """The text after the labels of every sample, block after block; split at each call, so keep the result."""
+        return self.text.split(b"\n") if self.samples else []
 
     @property
     def values(self) -> list[float]:
@@ -183,8 +195,8 @@ class Page:
 
     @property
     def blocks(self) -> Iterator[Block]:
-        """The blocks in the page's order."""
-        tokens = b"\n".join(self.tokens).decode().split("\n")
+        """The blocks in their order."""
+        tokens = self.text.decode().split("\n")
         start = 0
         for layout in self.layouts:
             end = start + len(layout.label_sets)
@@ -199,8 +211,7 @@ class Page:
 
     def compact(self) -> None:
         """Keep the text of the numbers alone: a page that is kept for re-exposure takes a fifth of the memory so."""
-        self._text = b"\n".join(self.tokens)
-        self._tokens = self._values = None
+        self._values = None
 
 
 def to_float(token: str) -> float:

@@ -1,6 +1,6 @@
 """Which sample of a page belongs to which GPU's record, and as what: found once for each shape of a node's page."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -49,27 +49,22 @@ class Owner:
 
 
 class PlannedPage(NamedTuple):
-    """A plan, and what is the node's own: whose the records are, which GPUs were seen, what no record holds.
-
-    `columns` is the plan's order by block, where the plan itself cannot tell.
-    """
+    """A plan, and what is the node's own: whose the records are, which GPUs were seen, what no record holds."""
 
     plan: Plan
     owners: list[Owner]
     gpu_uuids: list[str]
     not_recorded: dict[str, int]
-    columns: dict[BlockLayout, int] | None
 
 
 # One plan for all nodes that have the same; as large as what is in use.
 _plans: Final[WeakValueDictionary[bytes, Plan]] = WeakValueDictionary()
 
 
-def plan_page(layouts: Iterable[BlockLayout]) -> Steps[PlannedPage]:
-    """How the samples of these blocks fall into records, whatever the blocks' order; a step takes about 2 ms."""
-    ordered = sorted(layouts, key=lambda layout: (layout.family.name, [labels.text for labels in layout.label_sets]))
+def plan_page(layouts: Sequence[BlockLayout]) -> Steps[PlannedPage]:
+    """How the samples of these blocks, in the page's order, fall into records; a step takes about 2 ms."""
     page = _Placement()
-    for layout in ordered:
+    for layout in layouts:
         yield from page.place(layout)
     page.place_links()
     owners = page.owners
@@ -79,13 +74,12 @@ def plan_page(layouts: Iterable[BlockLayout]) -> Steps[PlannedPage]:
         if number % _RECORDS_A_STEP == 0:
             yield
         records.append(_cells(page.placed[key]))
-    plan = yield from _shared_plan(ordered, page.size, records)
+    plan = yield from _shared_plan(layouts, page.size, records)
     return PlannedPage(
         plan,
         [owners[key] for key in keys],
         sorted(page.uuids, key=lambda uuid: (page.uuids[uuid], uuid)),
         page.not_recorded,
-        {layout: column for column, layout in enumerate(ordered)} if not plan.columns else None,
     )
 
 
@@ -208,7 +202,6 @@ def _told_apart(rows: Sequence[_Placed]) -> bool:
 
 def _shared_plan(layouts: Sequence[BlockLayout], size: int, records: Sequence[Sequence[Cell]]) -> Steps[Plan]:
     names = [layout.family.name for layout in layouts]
-    columns = {name: column for column, name in enumerate(names)} if len(set(names)) == len(names) else {}
     cells = [
         [
             (position, measure.dcgm, measure.field is None, measure.counter, labels)
@@ -224,5 +217,5 @@ def _shared_plan(layouts: Sequence[BlockLayout], size: int, records: Sequence[Se
             if number % _RECORDS_A_STEP == 0:
                 yield
             record_plans.append(RecordPlan(record))
-        plan = _plans[digest] = Plan(columns, size, record_plans)
+        plan = _plans[digest] = Plan(size, record_plans)
     return plan

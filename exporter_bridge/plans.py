@@ -3,7 +3,7 @@
 A `Plan` knows positions, not names of GPUs, so that nodes of one kind share it. `exporter_bridge.placing` makes it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import gt, itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,7 @@ Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 class Cell(NamedTuple):
-    """A value of a record and its position among the page's values, in the plan's order.
+    """A value of a record and its position among the page's values.
 
     `labels` is None for a plain value; else the value is one of its field's list of labelled values.
     """
@@ -62,10 +62,7 @@ class RecordPlan:
 
 
 class Plan:
-    """The records of a page, and what can be checked of all its values at once.
-
-    `columns` says where each family's block comes in the plan's order; it is empty if a family has several blocks.
-    """
+    """The records of a page, and what can be checked of all its values at once."""
 
     __slots__ = (
         "__weakref__",
@@ -75,12 +72,10 @@ class Plan:
         "_pick_wide",
         "_record_of",
         "_wide",
-        "columns",
         "records",
     )
 
-    def __init__(self, columns: Mapping[str, int], size: int, records: Iterable[RecordPlan]) -> None:
-        self.columns = columns
+    def __init__(self, size: int, records: Iterable[RecordPlan]) -> None:
         self.records = tuple(records)
         self._highest = [float("inf")] * size
         self._record_of = [-1] * size
@@ -96,7 +91,7 @@ class Plan:
         self._pick_wide = picker(self._wide)
 
     def suspects(self, tokens: Sequence[bytes], values: Sequence[float], text: bytes) -> set[int]:
-        """The records that may hold a value not to be believed, given a plain page in the plan's order.
+        """The records that may hold a value not to be believed, given a plain page.
 
         `text` is all tokens together. Every other record can be written as its parts say.
         """

@@ -11,7 +11,7 @@ from xxhash import xxh3_128_digest
 
 from exporter_bridge.blocks import Steps
 from exporter_bridge.judging import UNCONVERTIBLE, measure_of
-from exporter_bridge.layouts import BlockLayout, LabelSet, Page
+from exporter_bridge.layouts import LabelSet, Page
 from exporter_bridge.placing import Key, plan_page
 from exporter_bridge.plans import Plan
 from exporter_bridge.rows import Row, row_of
@@ -41,7 +41,7 @@ class RecordBuilder:
     """
 
     __slots__ = (
-        "_columns", "_described_by", "_digest", "_gpu_uuids", "_heads", "_hostname", "_keys", "_not_recorded", "_plan",
+        "_described_by", "_digest", "_gpu_uuids", "_heads", "_hostname", "_keys", "_not_recorded", "_plan",
         "_shape", "changed_at_ms",
     )  # fmt: skip
 
@@ -50,7 +50,6 @@ class RecordBuilder:
         self._shape: object = None
         self._described_by: tuple[str | None, str | None] = (None, None)
         self._plan: Plan | None = None
-        self._columns: Mapping[BlockLayout, int] | None = None
         self._heads: list[bytes] = []
         self._keys: list[Key] = []
         self._gpu_uuids: list[str] = []
@@ -64,14 +63,13 @@ class RecordBuilder:
             pass
         assert self._plan is not None
         plan = self._plan
-        tokens, values = self._in_order(page, plan)
-        text = b"\n".join(tokens)
-        digest = xxh3_128_digest(text)
+        tokens, values = page.tokens, page.values
+        digest = xxh3_128_digest(page.text)
         if digest != self._digest:
             self._digest = digest
             self.changed_at_ms = turn.collected_at_ms
         unconvertible = self._unconvertible(page)
-        careful = plan.suspects(tokens, values, text) if page.plain else set(range(len(plan.records)))
+        careful = plan.suspects(tokens, values, page.text) if page.plain else set(range(len(plan.records)))
         careful.update(unconvertible)
         rejected: dict[tuple[str, str], int] = {}
         start = prefix(turn)
@@ -100,7 +98,6 @@ class RecordBuilder:
             return
         planned = yield from plan_page(page.layouts)
         self._plan = planned.plan
-        self._columns = planned.columns
         self._heads = [head(owner, hostname, datacenter) for owner in planned.owners]
         self._keys = [(owner.gpu_uuid, owner.mig_instance) for owner in planned.owners]
         self._gpu_uuids = planned.gpu_uuids
@@ -108,26 +105,6 @@ class RecordBuilder:
         self._not_recorded = planned.not_recorded
         self._shape = page.shape
         self._described_by = described_by
-
-    def _in_order(self, page: Page, plan: Plan) -> tuple[list[bytes], list[float]]:
-        """The page's tokens and values in the plan's order."""
-        if self._columns is None:
-            columns = [plan.columns[layout.family.name] for layout in page.layouts]
-        else:
-            columns = [self._columns[layout] for layout in page.layouts]
-        spans = [slice(0)] * len(columns)
-        start = 0
-        for column, layout in zip(columns, page.layouts, strict=True):
-            end = start + len(layout.label_sets)
-            spans[column] = slice(start, end)
-            start = end
-        page_tokens, page_values = page.tokens, page.values
-        tokens: list[bytes] = []
-        values: list[float] = []
-        for span in spans:
-            tokens += page_tokens[span]
-            values += page_values[span]
-        return tokens, values
 
     def _unconvertible(self, page: Page) -> dict[int, Unbelieved]:
         """What goes to `rejected` of which record because its text is no number."""

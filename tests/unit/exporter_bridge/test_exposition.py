@@ -1,5 +1,7 @@
 """What the parser remembers, shares and refuses."""
 
+from itertools import permutations
+
 import pytest
 
 from exporter_bridge import lines
@@ -101,7 +103,7 @@ def test_a_known_block_in_place_of_another_is_a_duplicate_and_not_a_known_page()
     page = parser.parse((one + one.replace("} 1", "} 7")).encode())
     assert ([sample.value for sample in page], page.refused) == ([1, 2], {"duplicate": 2})
     page = parser.parse((other + one).encode())
-    assert ([sample.value for sample in page], page.refused) == ([3, 1, 2], {})
+    assert ([sample.value for sample in page], page.refused) == ([1, 2, 3], {})
 
 
 def test_a_block_that_comes_twice_is_a_duplicate_and_costs_nothing_later():
@@ -118,6 +120,53 @@ def test_a_known_page_is_read_at_once_and_not_block_by_block(monkeypatch):
     monkeypatch.delattr(PageParser, "_read")
     page = parser.parse((HEAD + 'a{x="1"} 3\na{x="2"} 4.5\n').encode())
     assert ([sample.value for sample in page], page.plain) == ([3, 4.5], True)
+
+
+def test_blocks_come_in_one_order_however_the_page_had_them():
+    blocks = [
+        HEAD + 'a{x="1"} 1\na{x="2"} 2\n',
+        "# HELP b .\n# TYPE b gauge\nb{} 3\n",
+        "# HELP c .\n# TYPE c gauge\nc{} NaN\n",
+    ]
+    for some in (blocks, blocks[:2]):
+        parser = Exposition().parser()
+        pages = [parser.parse("".join(order).encode()) for order in permutations(some)]
+        assert {page.text for page in pages} == {b"1\n2\n3" + b"\nNaN" * (len(some) - 2)}
+        assert len({page.layouts for page in pages}) == len({page.shape for page in pages}) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("a{", "aa{"),
+        ('x="1"', 'x="11"'),
+        ('x="1"', 'y="1"'),
+        ("Text", "Next"),
+        ("gauge", "counter"),
+        ('a{x="2"} 2\n', ""),
+        ('a{x="1"} 1\n', 'a{x="0"} 0\na{x="1"} 1\n'),
+        ("# TYPE a gauge\n", ""),
+        ("# HELP a", "# HELP b .\n# TYPE b gauge\n# HELP a"),
+        ("# HELP a", "b 1\n# HELP a"),
+        ("# TYPE b", "b{} 1\n# TYPE b"),
+        ("\n", "\n\n"),
+        ("} 1", "}1"),
+        ("} 1", "}  1"),
+        ("} 1", "}\t1"),
+        ("} 1", "} 1 "),
+        ("} 1\n", "} 1,2\n"),
+    ],
+)
+def test_a_page_that_differs_in_more_than_numbers_is_read_as_if_no_other_had_come(change):
+    body = HEAD + 'a{x="1"} 1\na{x="2"} 2\n# HELP b .\n# TYPE b gauge\nb{} 3\n'
+    parser = Exposition().parser()
+    parser.parse(body.encode())
+    changed = body.replace(*change, 1)
+    assert changed != body
+    found, expected = parser.parse(changed.encode()), parse(changed)
+    assert list(map(str, found)) == list(map(str, expected))
+    assert [(one.family, one.names) for one in found.layouts] == [(one.family, one.names) for one in expected.layouts]
+    assert found.refused == expected.refused
 
 
 def test_a_node_remembers_two_differing_pages_and_no_more():

@@ -99,7 +99,7 @@ def test_each_familys_help_and_type_stand_once_over_all_nodes_and_blocks(expose)
     for line in ("# HELP T temperature", "# TYPE T gauge", "# HELP P power", "# TYPE P gauge"):
         assert text.splitlines().count(line) == 1
     names = [line.partition("{")[0] for line in samples(text)]
-    assert names == ["T", "T", "T", "T", "P", "P"]
+    assert names == ["P", "P", "T", "T", "T", "T"]
 
 
 def test_where_nodes_differ_the_first_nodes_type_stands_and_it_is_counted(expose):
