@@ -20,6 +20,7 @@ from alerting.retrying import delay_seconds, is_conflict, is_data_error, is_outa
 from alerting.session import Session
 from alerting.store import BatchTransaction, Fenced, Outcome
 from gpu_telemetry.clock import Clock
+from gpu_telemetry.records import decode
 
 _log = logging.getLogger(__name__)
 
@@ -137,12 +138,13 @@ class Intake:
         if culprit is None:
             return
         part, index = culprit
-        batch.refuse(part, index, "refused_by_database", f"{type(error).__name__}: {error}")
+        record = decode(part.messages[index].value())
+        batch.refuse(part, index, record, "refused_by_database", f"{type(error).__name__}: {error}")
 
     def _find_refused(self, batch: Batch) -> tuple[Slice, int] | None:
         """The first record without which the database takes all that stand before it; None when it takes all now."""
         places = [
-            (part, index) for part in batch.slices for index, record in enumerate(part.records) if record is not None
+            (part, index) for part in batch.slices for index in range(len(part.messages)) if index not in part.refused
         ]
         taken, refused = 0, len(places)
         refusal = self._refusal(batch, places, refused)

@@ -1,14 +1,15 @@
 """Rows of gpu_metrics and scrapes, in COPY's binary form and back as records."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import starmap
+from io import BytesIO
 from operator import attrgetter
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from psycopg import Cursor
+from psycopg import Connection, Copy, Cursor
+from psycopg.copy import FileWriter
 from psycopg.errors import UniqueViolation
 
 from alerting.partition import Placement
@@ -218,34 +219,57 @@ def scrape_row(record: ScrapeRecord, collected_at: int) -> tuple[Any, ...]:
     )
 
 
-def copy_rows(cursor: Cursor[Any], table: Table, rows: Iterable[Sequence[Any]], *, staged: bool = False) -> None:
-    """Copy rows into the table, or into the temporary one beside it."""
-    with cursor.copy(table.copy_staging if staged else table.copy) as copy:
+def copy_rows(cursor: Cursor[Any], table: Table, rows: Iterable[Sequence[Any]]) -> None:
+    """Copy rows into the table."""
+    with cursor.copy(table.copy) as copy:
         copy.set_types(table.types)
         write_row = copy.write_row
         for row in rows:
             write_row(row)
 
 
-def store_rows(
-    cursor: Cursor[Any], table: Table, row_of: Callable[..., Sequence[Any]], sources: Sequence[tuple[Any, ...]]
-) -> int:
-    """Store a row of each source that the table may hold already; give how many it held.
+class EncodedRows:
+    """Rows of a table in COPY's binary form; each is encoded when it is added, and what it was made of let go."""
 
-    Only a topic that is read again can bring such rows, so they are looked for after a first one was met, at twice
-    the cost. `row_of` makes the row of one source; rows are sent as they are made, and none is kept.
-    """
-    if not sources:
+    def __init__(self, connection: Connection[Any], table: Table) -> None:
+        self._table = table
+        self._data = BytesIO()
+        self._copy = Copy(connection.cursor(), binary=True, writer=FileWriter(self._data))
+        self._copy.set_types(table.types)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, row: Sequence[Any]) -> None:
+        """Encode a row.
+
+        Raises:
+            psycopg.DataError: a value is not one of its column's.
+        """
+        self._copy.write_row(row)
+        self._count += 1
+
+    def store(self, cursor: Cursor[Any]) -> int:
+        """Store the rows, of which the table may hold some already; give how many it held. No row can follow.
+
+        Only a topic that is read again can bring such rows, so they are looked for after a first one was met, at twice
+        the cost.
+        """
+        if not self._count:
+            return 0
+        self._copy.finish(None)
+        table = self._table
+        try:
+            with cursor.connection.transaction(), cursor.copy(table.copy) as copy:
+                copy.write(self._data.getbuffer())
+        except UniqueViolation:
+            cursor.execute(table.create_staging)
+            with cursor.copy(table.copy_staging) as copy:
+                copy.write(self._data.getbuffer())
+            cursor.execute(table.take_staged)
+            return self._count - cursor.rowcount
         return 0
-    try:
-        with cursor.connection.transaction():
-            copy_rows(cursor, table, starmap(row_of, sources))
-    except UniqueViolation:
-        cursor.execute(table.create_staging)
-        copy_rows(cursor, table, starmap(row_of, sources), staged=True)
-        cursor.execute(table.take_staged)
-        return len(sources) - cursor.rowcount
-    return 0
 
 
 def gpu_record_of(row: Mapping[str, Any]) -> GpuRecord:

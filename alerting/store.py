@@ -22,7 +22,7 @@ from alerting.partition import Gap, LogIdentity, OwnedNode, OwnedPartition, Plac
 from alerting.partitioner import partition_of
 from alerting.queries import SQL
 from alerting.restore import restore_nodes
-from alerting.rows import GPU_METRICS, SCRAPES, gpu_row, scrape_row, store_rows, wire_time
+from alerting.rows import GPU_METRICS, SCRAPES, EncodedRows, gpu_row, scrape_row, wire_time
 from alerting.transitions import AlertKey, ResolveCommand, Transition
 from gpu_telemetry.records import AnyRecord, GpuRecord, ScrapeRecord, SilenceRecord
 
@@ -48,10 +48,11 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Folded:
-    """What folding a batch gave, to be written."""
+    """What folding a batch gave, to be written; `new_gpus` are rows that wait for the id of their placement."""
 
-    gpu_rows: list[tuple[Placement, GpuRecord, int]] = field(default_factory=list)
-    scrapes: list[tuple[ScrapeRecord, int]] = field(default_factory=list)
+    gpu_rows: EncodedRows
+    scrapes: EncodedRows
+    new_gpus: list[tuple[Placement, GpuRecord, int]] = field(default_factory=list)
     changes: AlertChanges = field(default_factory=AlertChanges)
     drops: dict[tuple[datetime, str, str], list[int]] = field(default_factory=dict)
     beyond_retention: int = 0
@@ -122,7 +123,7 @@ class BatchTransaction:
 
     def _take_in(self, connection: Connection[Any], batch: Batch, owned: Sequence[OwnedPartition]) -> Outcome:
         self._fence(connection, owned)
-        folded = _Folded()
+        folded = _Folded(EncodedRows(connection, GPU_METRICS), EncodedRows(connection, SCRAPES))
         commands = self._commands_at_hand = self._commands(connection, batch, owned)
         self._restore(connection, batch, commands, owned)
         for command in commands:
@@ -132,7 +133,7 @@ class BatchTransaction:
             ]
         inventory = Inventory()
         for part in batch.slices:
-            self._fold(part.partition.nodes, part.records, folded, inventory)
+            self._fold(part.partition.nodes, part.records(), folded, inventory)
         for origin, reason, _ in batch.drops:
             folded.drop(origin.node_id, origin.collected_at, reason, gpu=origin.kind == "gpu")
         return self._write(connection, batch, commands, folded, inventory)
@@ -200,18 +201,17 @@ class BatchTransaction:
     def _fold(  # noqa: C901 - one loop over every record; a call for each part would cost
         self,
         nodes: Mapping[str, OwnedNode],
-        records: Sequence[AnyRecord | None],
+        records: Iterable[AnyRecord],
         folded: _Folded,
         inventory: Inventory,
     ) -> None:
         fold = self._engine.fold
         keeps = self._days.keeps
+        add_gpu_row = folded.gpu_rows.add
         last_at = LONG_AGO
         wire = 0
         kept = False
         for record in records:
-            if record is None:
-                continue
             node = nodes[record.node_id]
             state = node.state
             if transitions := fold(state, record):
@@ -234,9 +234,12 @@ class BatchTransaction:
                 placement = node.placements.get((record.gpu_index, record.gpu_uuid, record.mig_instance))
                 if placement is None or placement.gpu != described_gpu(record):
                     placement = inventory.gpu(node, placement, record, newest=newest)
-                folded.gpu_rows.append((placement, record, wire))
+                if placement.placement_id:
+                    add_gpu_row(gpu_row(placement, record, wire))
+                else:
+                    folded.new_gpus.append((placement, record, wire))
             else:
-                folded.scrapes.append((record, wire))
+                folded.scrapes.add(scrape_row(record, wire))
             if newest and isinstance(record, ScrapeRecord) and record.removed >= state.removed:
                 inventory.turn(record)  # a removal is the last word of its moment
 
@@ -253,9 +256,11 @@ class BatchTransaction:
         inventory.write(connection, touched, statuses)
         outcome = Outcome(beyond_retention=folded.beyond_retention, commands=len(commands))
         with connection.cursor() as cursor:
-            held = store_rows(cursor, GPU_METRICS, gpu_row, folded.gpu_rows)
+            for placement, record, wire in folded.new_gpus:
+                folded.gpu_rows.add(gpu_row(placement, record, wire))
+            held = folded.gpu_rows.store(cursor)
             outcome.gpu_rows = len(folded.gpu_rows) - held
-            held_turns = store_rows(cursor, SCRAPES, scrape_row, folded.scrapes)
+            held_turns = folded.scrapes.store(cursor)
             outcome.scrapes = len(folded.scrapes) - held_turns
             outcome.duplicates = held + held_turns
         outcome.transitions = folded.changes.write(connection)

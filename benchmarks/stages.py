@@ -7,7 +7,7 @@ rounds: what the stage costs where nothing else disturbs. Run alone by `python -
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from alerting.inventory import described_gpu
 from alerting.partition import Placement
-from alerting.rows import GPU_METRICS, copy_rows, gpu_row, wire_time
+from alerting.rows import GPU_METRICS, EncodedRows, gpu_row, wire_time
 from benchmarks.cpu import cpu_seconds
 from benchmarks.pages import render_fleet
 from benchmarks.plain import CREATE, INSERT, records_of, row_of
@@ -300,15 +300,14 @@ def _storing(
     shift_us = 0
 
     def store() -> None:
-        with connection.transaction(), connection.cursor() as cursor:
-            copy_rows(cursor, GPU_METRICS, rows())
-
-    def rows() -> Iterator[Sequence[Any]]:
         nonlocal shift_us
+        rows = EncodedRows(connection, GPU_METRICS)
         for _ in range(_REPEATS):
             shift_us += 10_000  # other times: no row may be there twice
             for record in records:
-                yield gpu_row(placements[record.gpu_uuid], record, wire_time(record.collected_at) - shift_us)
+                rows.add(gpu_row(placements[record.gpu_uuid], record, wire_time(record.collected_at) - shift_us))
+        with connection.transaction(), connection.cursor() as cursor:
+            rows.store(cursor)
 
     plain_rows = [
         row_of(record) for node, own in enumerate(bodies[:20]) for record in records_of(f"node-{node}", own[0].decode())

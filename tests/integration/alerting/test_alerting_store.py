@@ -14,7 +14,7 @@ from alerting.engine import Engine
 from alerting.inventory import Inventory
 from alerting.partition import OwnedNode
 from alerting.restore import restore_nodes
-from alerting.rows import GPU_METRICS, SCRAPES, gpu_row, scrape_row, store_rows, wire_time
+from alerting.rows import GPU_METRICS, SCRAPES, EncodedRows, gpu_row, scrape_row, wire_time
 from alerting.rules import load_rules
 from gpu_telemetry import database
 from gpu_telemetry.fields import FIELDS, ValueType
@@ -100,22 +100,18 @@ def store(connection, records, scrapes=()):
     """Store records as a batch does; gives how many were there already."""
     node = OwnedNode(Engine(load_rules()).new_node("node-1"), stored=False)
     inventory = Inventory()
-    rows = []
+    rows, turns = EncodedRows(connection, GPU_METRICS), EncodedRows(connection, SCRAPES)
     with connection.transaction(), connection.cursor() as cursor:
+        placements = []
         for record in records:
             inventory.node(node, record)
-            placement = inventory.gpu(node, None, record, newest=True)
-            rows.append((placement, record))
+            placements.append(inventory.gpu(node, None, record, newest=True))
         inventory.write(connection, {"node-1": node}, {"node-1": "healthy"})
-        held = store_rows(
-            cursor,
-            GPU_METRICS,
-            gpu_row,
-            [(each, record, wire_time(record.collected_at)) for each, record in rows],
-        )
-        return held + store_rows(
-            cursor, SCRAPES, scrape_row, [(record, wire_time(record.collected_at)) for record in scrapes]
-        )
+        for placement, record in zip(placements, records, strict=True):
+            rows.add(gpu_row(placement, record, wire_time(record.collected_at)))
+        for record in scrapes:
+            turns.add(scrape_row(record, wire_time(record.collected_at)))
+        return rows.store(cursor) + turns.store(cursor)
 
 
 def test_a_stored_record_comes_back_whole(connection):

@@ -78,3 +78,18 @@ def test_what_is_ahead_of_its_own_append_time_is_refused_wherever_the_batch_begi
 def test_a_minute_ahead_is_legal(partitions):
     batch = decode_batch([(partitions[0], [message(0, 0, "node-0", ahead_ms=60_000)])])
     assert batch.dead == []
+
+
+def test_records_are_those_that_were_not_refused_each_time_they_are_asked_for(partitions):
+    messages = [message(0, offset, f"node-{offset}", up=1 if offset == 1 else True) for offset in range(4)]
+    batch = decode_batch([(partitions[0], messages)])
+    (part,) = batch.slices
+    assert part.node_ids == part.heard == {"node-0", "node-2", "node-3"}
+    batch.refuse(part, 2, None, "refused_by_database", "a constraint")
+    for _ in range(2):
+        assert [record.node_id for record in part.records()] == ["node-0", "node-3"]
+    assert [record.node_id for record in part.first(3).records()] == ["node-0"]
+    assert [(letter.message.offset(), letter.reason) for letter in batch.dead] == [
+        (1, "invalid"),
+        (2, "refused_by_database"),
+    ]
