@@ -23,7 +23,7 @@ from xxhash import xxh3_128_digest
 from exporter_bridge import lines
 from exporter_bridge.blocks import MOST_EXAMPLES, BlockReader, Entry, PatchyBlock, Steps, line_by_line
 from exporter_bridge.layouts import BadValue, BlockLayout, Family, Page
-from exporter_bridge.splitting import SplitBlock, SplitPage, digest_of, read_numbers, split_plain
+from exporter_bridge.splitting import SplitBlock, SplitPage, digest_of, digest_of_block, read_numbers, split_plain
 
 _LINE_BY_LINE: Final = 2**63  # in the seed of a hash: what was split line by line never meets what was split at once
 _LONGEST_BAD_TOKEN: Final = 64
@@ -75,7 +75,7 @@ class PageParser:
     @property
     def cached_layouts(self) -> int:
         """How many blocks it remembers: at most those of two pages."""
-        return len(self._known.keys() | self._known_before.keys())
+        return len(self._known.keys() | self._known_before.keys()) or len(self._layouts)
 
     def parse(self, body: bytes) -> Page:
         """The page in a response's body; no body is so bad that it raises.
@@ -99,8 +99,9 @@ class PageParser:
             body = body.replace(b"\r\n", b"\n")
         plain = None if self._digest is None else split_plain(body)
         if plain is not None and plain.digest == self._digest:
-            if self._known_before:
-                self._known_before = {}
+            if self._known:
+                # The page came again, so its blocks can be told from their layouts, should it change one day.
+                self._known = self._known_before = {}
             return Page(
                 self._layouts, plain.text, len(plain.values), values=plain.values, shape=self._shape, refused=_NONE
             )
@@ -108,6 +109,7 @@ class PageParser:
 
     def _read(self, split: SplitPage) -> Steps[Page]:
         """Block by block: what is known is taken, what is new is laid out."""
+        self._know_blocks()
         draft = _Draft()
         used: dict[bytes, _Known] = {}
         repeated = False
@@ -141,6 +143,11 @@ class PageParser:
         if self._overlapping:
             draft.drop_duplicates(reader)
         return draft.page(object() if self._overlapping else self._shape)
+
+    def _know_blocks(self) -> None:
+        """Know the blocks of the last page again, if it was known whole and no more than that was kept."""
+        if not self._known:
+            self._known = dict(map(_known_by_its_layout, self._layouts))
 
     def _recall(self, digest: bytes, used: dict[bytes, _Known]) -> _Known | None:
         found = used.get(digest) or self._known.get(digest) or self._known_before.get(digest)
@@ -266,6 +273,11 @@ class _Draft:
             bad_values=tuple(self.bad_values),
             refused_uuids=tuple(self.gpu_uuids),
         )
+
+
+def _known_by_its_layout(layout: BlockLayout) -> tuple[bytes, BlockLayout]:
+    help_line, type_line, *heads = layout.skeleton()
+    return digest_of_block(help_line + type_line, heads), layout
 
 
 def _layouts_of(known: Iterable[_Known]) -> Iterator[BlockLayout]:

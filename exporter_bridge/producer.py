@@ -31,7 +31,7 @@ def make_producer(kafka: KafkaSettings, on_error: Callable[[KafkaError], None]) 
         # Our own bounded queue decides what goes; what the client holds it keeps until it is delivered.
         message_timeout_ms=0,
         # A request holds one partition's records, and a request is what a broker's work goes by.
-        linger_ms=250,
+        linger_ms=150,
         # `IN_FLIGHT_*` bound what it holds; its own bounds must never be met.
         queue_buffering_max_messages=10 * IN_FLIGHT_MESSAGES,
         queue_buffering_max_kbytes=2**31 // 1024 - 1,

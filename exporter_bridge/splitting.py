@@ -70,6 +70,11 @@ def digest_of(skeleton: Sequence[bytes], count: int) -> bytes:
     return xxh3_128_digest(b"\n".join(skeleton), count)
 
 
+def digest_of_block(metadata: bytes, heads: Sequence[bytes]) -> bytes:
+    """What a block is known by, given its metadata and the heads of its samples."""
+    return xxh3_128_digest(metadata + b"\n".join(heads), len(heads))
+
+
 class SplitPage:
     """A page as the heads and tokens of its lines; both are slices of the page, nothing is judged.
 
@@ -131,7 +136,7 @@ class SplitBlock:
     @property
     def digest(self) -> bytes:
         """What the block is known by."""
-        return xxh3_128_digest(self.metadata + b"\n".join(self.heads), len(self.heads))
+        return digest_of_block(self.metadata, self.heads)
 
     def text(self) -> bytes:
         """The block as it stands on the page."""

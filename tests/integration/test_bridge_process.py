@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import time
 
 import pytest
@@ -76,7 +77,9 @@ def test_what_is_scraped_arrives_and_is_said_in_plain_words(bridge, kafka_bootst
     assert {turn.reason for turn in closings(records, "broken-1")} == {"http_500"}
     assert all(turn.up for turn in closings(records, "node-1"))
     assert "Starting collector, polling 3 nodes every 0.5s" in one.said()
-    assert "Published 2 GPU records to Kafka" in one.said()
+    # How many are in a line depends on when Kafka acknowledges them.
+    told = [int(count) for count in re.findall(r"Published (\d+) GPU records to Kafka", one.said())]
+    assert 2 <= sum(told) <= sum(isinstance(record, GpuRecord) for record in records)
     assert one.said().count("broken-1: scrape failed: http_500 (HTTP status 500)") == 1
     assert "Could not deliver" not in one.said()
 

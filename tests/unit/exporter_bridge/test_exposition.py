@@ -169,6 +169,18 @@ def test_a_page_that_differs_in_more_than_numbers_is_read_as_if_no_other_had_com
     assert found.refused == expected.refused
 
 
+def test_a_page_that_came_twice_keeps_its_blocks_when_one_of_them_changes():
+    exposition = Exposition()
+    parser = exposition.parser()
+    body = HEAD + 'a{x="1"} 1\n# HELP b .\n# TYPE b gauge\nb{} 3\n'
+    first = [parser.parse(body.encode()) for _ in range(3)][-1]
+    changed = parser.parse(body.replace("b{}", 'b{y="1"}').encode())
+    assert (exposition.blocks_laid_out, parser.cached_layouts) == (3, 3)
+    assert changed.layouts[0] is first.layouts[0]
+    again = parser.parse(body.encode())
+    assert (exposition.blocks_laid_out, again.layouts) == (3, first.layouts)
+
+
 def test_a_node_remembers_two_differing_pages_and_no_more():
     exposition = Exposition()
     parser = exposition.parser()
