@@ -34,7 +34,7 @@ soak: ## Kill, cut, stall, fuzz and load it, each for SOAK_SECONDS; prints figur
 	@scripts/venv.sh dev
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/integration/alerting/trust $(ARGS)
 	FUZZ_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -rP --show-capture=stdout tests/fuzz
-	$(BIN)/python -m benchmarks.load --seconds $(SOAK_SECONDS)
+	$(BIN)/python -m benchmarks.load --seconds $(SOAK_SECONDS) $(addprefix --seed ,$(SOAK_SEED))
 
 .PHONY: clean
 clean: ## Remove the demo's data and what the tools cached
