@@ -51,8 +51,8 @@ class Slice:
         """The slice of the first so many messages."""
         return replace(self, messages=self.messages[:count])
 
-    def records(self) -> Iterator[AnyRecord]:
-        """The records that are not refused, decoded as they are asked for.
+    def records(self) -> Iterator[tuple[int, AnyRecord]]:
+        """The records that are not refused with their places, decoded as they are asked for.
 
         A batch is gone through twice, and to decode twice costs a quarter of the worker's time less than to keep
         thousands of records from one pass to the next: what is made and let go at once stays in the CPU's caches.
@@ -60,7 +60,7 @@ class Slice:
         refused = self.refused
         for index, message in enumerate(self.messages):
             if index not in refused:
-                yield decode(message.value())
+                yield index, decode(message.value())
 
     @property
     def next_offset(self) -> int:

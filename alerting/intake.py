@@ -17,20 +17,22 @@ from alerting.days import Days
 from alerting.dead_letters import DeadLetterPublisher, NotDelivered
 from alerting.metrics import Metrics
 from alerting.retrying import delay_seconds, is_conflict, is_data_error, is_outage
+from alerting.rows import UNENCODABLE
 from alerting.session import Session
-from alerting.store import BatchTransaction, Fenced, Outcome
+from alerting.store import BatchTransaction, EngineFailed, Fenced, Outcome
 from gpu_telemetry.clock import Clock
 from gpu_telemetry.records import decode
 
 _log = logging.getLogger(__name__)
 
+ENGINE_FAILED: Final = "engine_failed"
 _POLL_WHILE_WAITING_SECONDS: Final = 0.1
-# What psycopg's binary form raises for a value that the column's type cannot hold.
-_CLIENT_DATA_ERRORS: Final = (OverflowError, UnicodeEncodeError)
+# An error of ours on so many records of one batch is none that single records bring out.
+_MOST_ENGINE_FAILURES: Final = 3
 
 
 def _refuses_data(error: Exception) -> bool:
-    return isinstance(error, _CLIENT_DATA_ERRORS) or (isinstance(error, psycopg.Error) and is_data_error(error))
+    return isinstance(error, UNENCODABLE) or (isinstance(error, psycopg.Error) and is_data_error(error))
 
 
 class Intake:
@@ -64,6 +66,7 @@ class Intake:
 
         Raises:
             psycopg.Error: the database answers in a way that neither waiting nor setting a record apart mends.
+            EngineFailed: the engine fails on record after record; nothing is lost where the worker ends for it.
         """
         is_for_commands = not batch.slices
         attempt = 0
@@ -80,7 +83,9 @@ class Intake:
                     self._metrics.fenced.inc()
                     self._stream.restart(self._stream.placed)
                     return None
-                except (CommandWaiting, NotDelivered, psycopg.Error, *_CLIENT_DATA_ERRORS) as error:
+                except EngineFailed as failure:
+                    self._set_apart_for_engine(batch, failure)
+                except (CommandWaiting, NotDelivered, psycopg.Error, *UNENCODABLE) as error:
                     attempt += 1
                     refusals += _refuses_data(error)
                     self._mend(batch, error, attempt, refusals)
@@ -94,6 +99,9 @@ class Intake:
     def _attempt(self, batch: Batch) -> Outcome:
         """Deliver the dead letters, then commit."""
         letters = batch.dead[batch.delivered :]
+        if any(letter.reason == ENGINE_FAILED for letter in letters):
+            # Should the engine fail on all, the worker ends again and again, and must not leave letters each time.
+            self._transaction.apply(self._session.connection, batch, self._stream.placed, is_trial=True)
         if letters:
             self._dead_letters.deliver(letters)
             batch.delivered = len(batch.dead)
@@ -132,7 +140,13 @@ class Intake:
         """Find the record that the database refuses and make it a dead letter."""
         try:
             culprit = self._find_refused(batch)
-        except (Fenced, CommandWaiting, psycopg.OperationalError, psycopg.InterfaceError) as interruption:
+        except (
+            Fenced,
+            EngineFailed,
+            CommandWaiting,
+            psycopg.OperationalError,
+            psycopg.InterfaceError,
+        ) as interruption:
             _log.info("looking for the refused record was cut short: %s", interruption)
             return
         if culprit is None:
@@ -140,6 +154,16 @@ class Intake:
         part, index = culprit
         record = decode(part.messages[index].value())
         batch.refuse(part, index, record, "refused_by_database", f"{type(error).__name__}: {error}")
+
+    def _set_apart_for_engine(self, batch: Batch, failure: EngineFailed) -> None:
+        """Make the record that brings out an error of ours a dead letter: it must not hold up its partition."""
+        part, index = failure.part, failure.index
+        if sum(letter.reason == ENGINE_FAILED for letter in batch.dead) >= _MOST_ENGINE_FAILURES:
+            raise failure
+        message = part.messages[index]
+        where = f"{message.topic()} [{message.partition()}] offset {message.offset()}"
+        _log.error("The engine failed on the record at %s", where, exc_info=failure)
+        batch.refuse(part, index, decode(message.value()), ENGINE_FAILED, str(failure))
 
     def _find_refused(self, batch: Batch) -> tuple[Slice, int] | None:
         """The first record without which the database takes all that stand before it; None when it takes all now."""
@@ -165,7 +189,7 @@ class Intake:
         trial = batch.first(places[:count])
         try:
             self._transaction.apply(self._session.connection, trial, self._stream.placed, is_trial=True)
-        except (psycopg.Error, *_CLIENT_DATA_ERRORS) as error:
+        except (psycopg.Error, *UNENCODABLE) as error:
             if not _refuses_data(error):
                 raise
             return error

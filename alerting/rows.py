@@ -22,6 +22,8 @@ _TEXT_OID: Final = 25
 _TEXTS: Final = Struct("!iiIii")
 _LENGTH: Final = Struct("!i")
 _NO_TEXTS: Final = Struct("!iiI").pack(0, 0, _TEXT_OID)
+# What psycopg's binary form raises for a value that the column's type cannot hold.
+UNENCODABLE: Final = (OverflowError, UnicodeEncodeError)
 _encode_json: Final = msgspec.json.Encoder().encode
 
 

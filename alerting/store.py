@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 from psycopg import Connection
 
 from alerting.alert_rows import AlertChanges
-from alerting.batch import Batch
+from alerting.batch import Batch, Slice
 from alerting.days import Days
 from alerting.engine import Engine
 from alerting.inventory import Inventory, described_gpu
@@ -22,13 +23,22 @@ from alerting.partition import Gap, LogIdentity, OwnedNode, OwnedPartition, Plac
 from alerting.partitioner import partition_of
 from alerting.queries import SQL
 from alerting.restore import restore_nodes
-from alerting.rows import GPU_METRICS, SCRAPES, EncodedRows, gpu_row, scrape_row, wire_time
+from alerting.rows import GPU_METRICS, SCRAPES, UNENCODABLE, EncodedRows, gpu_row, scrape_row, wire_time
 from alerting.transitions import AlertKey, ResolveCommand, Transition
-from gpu_telemetry.records import AnyRecord, GpuRecord, ScrapeRecord, SilenceRecord
+from gpu_telemetry.records import GpuRecord, ScrapeRecord, SilenceRecord
 
 
 class Fenced(RuntimeError):
     """Another worker took these partitions on: what this one knows is stale."""
+
+
+class EngineFailed(RuntimeError):
+    """The engine, or what stands around it, raised what it never should on the record at this place: our error."""
+
+    def __init__(self, part: Slice, index: int, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.part = part
+        self.index = index
 
 
 @dataclass(slots=True)
@@ -97,6 +107,7 @@ class BatchTransaction:
 
         Raises:
             Fenced: another worker wrote for one of the partitions.
+            EngineFailed: a record brought out an error of ours.
             CommandWaiting: an alert was resolved by hand while this ran; to be tried again.
             psycopg.Error: the database refused or is gone. Whether it committed is then not known, and shows when
                 the offsets are compared next.
@@ -133,7 +144,7 @@ class BatchTransaction:
             ]
         inventory = Inventory()
         for part in batch.slices:
-            self._fold(part.partition.nodes, part.records(), folded, inventory)
+            self._fold(part, folded, inventory)
         for origin, reason, _ in batch.drops:
             folded.drop(origin.node_id, origin.collected_at, reason, gpu=origin.kind == "gpu")
         return self._write(connection, batch, commands, folded, inventory)
@@ -198,50 +209,51 @@ class BatchTransaction:
             for partition in parts:
                 partition.nodes[node_id] = found[node_id]
 
-    def _fold(  # noqa: C901 - one loop over every record; a call for each part would cost
-        self,
-        nodes: Mapping[str, OwnedNode],
-        records: Iterable[AnyRecord],
-        folded: _Folded,
-        inventory: Inventory,
-    ) -> None:
+    def _fold(self, part: Slice, folded: _Folded, inventory: Inventory) -> None:  # noqa: C901, PLR0912 - one loop over every record; calls would cost
+        nodes = part.partition.nodes
         fold = self._engine.fold
         keeps = self._days.keeps
         add_gpu_row = folded.gpu_rows.add
         last_at = LONG_AGO
         wire = 0
         kept = False
-        for record in records:
-            node = nodes[record.node_id]
-            state = node.state
-            if transitions := fold(state, record):
-                folded.changes.transitions += transitions
-            if isinstance(record, SilenceRecord):
-                continue
-            if record.collected_at != last_at:  # the records of one turn share their time
-                last_at = record.collected_at
-                wire = wire_time(last_at)
-                kept = keeps(last_at)
-            if not node.stored:
-                inventory.node(node, record)
-            newest = state.clock == last_at
-            if not kept:
-                # No row will tell of it after a restart, so the state must.
-                state.dirty = True
-                folded.beyond_retention += 1
-                folded.drop(record.node_id, last_at, "beyond_retention", gpu=isinstance(record, GpuRecord))
-            elif isinstance(record, GpuRecord):
-                placement = node.placements.get((record.gpu_index, record.gpu_uuid, record.mig_instance))
-                if placement is None or placement.gpu != described_gpu(record):
-                    placement = inventory.gpu(node, placement, record, newest=newest)
-                if placement.placement_id:
-                    add_gpu_row(gpu_row(placement, record, wire))
+        index = -1
+        try:
+            for index, record in part.records():  # noqa: B007 - told where one of them fails
+                node = nodes[record.node_id]
+                state = node.state
+                if transitions := fold(state, record):
+                    folded.changes.transitions += transitions
+                if isinstance(record, SilenceRecord):
+                    continue
+                if record.collected_at != last_at:  # the records of one turn share their time
+                    last_at = record.collected_at
+                    wire = wire_time(last_at)
+                    kept = keeps(last_at)
+                if not node.stored:
+                    inventory.node(node, record)
+                newest = state.clock == last_at
+                if not kept:
+                    # No row will tell of it after a restart, so the state must.
+                    state.dirty = True
+                    folded.beyond_retention += 1
+                    folded.drop(record.node_id, last_at, "beyond_retention", gpu=isinstance(record, GpuRecord))
+                elif isinstance(record, GpuRecord):
+                    placement = node.placements.get((record.gpu_index, record.gpu_uuid, record.mig_instance))
+                    if placement is None or placement.gpu != described_gpu(record):
+                        placement = inventory.gpu(node, placement, record, newest=newest)
+                    if placement.placement_id:
+                        add_gpu_row(gpu_row(placement, record, wire))
+                    else:
+                        folded.new_gpus.append((placement, record, wire))
                 else:
-                    folded.new_gpus.append((placement, record, wire))
-            else:
-                folded.scrapes.add(scrape_row(record, wire))
-            if newest and isinstance(record, ScrapeRecord) and record.removed >= state.removed:
-                inventory.turn(record)  # a removal is the last word of its moment
+                    folded.scrapes.add(scrape_row(record, wire))
+                if newest and isinstance(record, ScrapeRecord) and record.removed >= state.removed:
+                    inventory.turn(record)  # a removal is the last word of its moment
+        except (psycopg.Error, *UNENCODABLE, MemoryError):
+            raise  # the data's fault, or nothing of this record's
+        except Exception as error:
+            raise EngineFailed(part, index, error) from error
 
     def _write(
         self,

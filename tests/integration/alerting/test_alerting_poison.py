@@ -9,6 +9,8 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from alerting.engine import Engine
+from alerting.store import EngineFailed
 from gpu_telemetry.kafka import admin_client
 from gpu_telemetry.records import encode
 
@@ -98,6 +100,65 @@ def test_a_record_that_only_the_database_refuses_is_found_and_set_apart(
     assert stream.query("SELECT reason, sum(gpu_records)::int FROM stream_drops GROUP BY 1") == [
         ("refused_by_database", 2)
     ]
+
+
+@pytest.fixture
+def dead_letters_end(stream):
+    """`dead_letters_end()`: how many dead letters the test's topic was ever sent."""
+    consumer = Consumer({"bootstrap.servers": stream.kafka.bootstrap_servers, "group.id": "unused"})
+    yield lambda: consumer.get_watermark_offsets(TopicPartition(stream.kafka.dlq_topic, 0), timeout=10)[1]
+    consumer.close()
+
+
+@pytest.fixture
+def failing_engine(monkeypatch):
+    """`failing_engine(degrees)`: the engine has an error that a GPU of so many degrees brings out."""
+    whole = Engine.fold
+
+    def fold(engine, state, record):
+        transitions = whole(engine, state, record)
+        if getattr(record, "temperature_celsius", None) == failing["degrees"]:
+            raise KeyError("an error of ours")
+        return transitions
+
+    failing = {}
+    monkeypatch.setattr(Engine, "fold", fold)
+    return lambda degrees: failing.update(degrees=degrees)
+
+
+def test_a_record_that_the_engine_fails_on_costs_itself(
+    stream, make_fleet, start, wait_for, dead_letters, failing_engine, caplog
+):
+    failing_engine(13)
+    fleet = make_fleet(nodes=3, gpus=2)
+    for turn in range(4):
+        stream.send(*fleet.round({("node-1", 0): 13 if turn == 2 else 97}))
+    stream.flush()
+    start()
+    wait_for(lambda: stream.taken_in() == 4 * 3 * 3, 30)
+    assert stream.count("gpu_metrics") == 4 * 3 * 2 - 1
+    [letter] = dead_letters(1)
+    headers = dict(letter.headers())
+    assert (headers["reason"], headers["error"]) == (b"engine_failed", b"KeyError: 'an error of ours'")
+    assert stream.query("SELECT reason, gpu_records FROM stream_drops") == [("engine_failed", 1)]
+    # What the failed attempt did to the node's state is undone: the alert still fires, once.
+    assert stream.query("SELECT transition FROM alert_events ORDER BY id") == [("fired",)]
+    assert "an error of ours" in caplog.text
+    assert "test_alerting_poison.py" in caplog.text, "the traceback tells where"
+
+
+def test_an_engine_that_fails_on_record_after_record_stops_and_loses_nothing(
+    stream, make_fleet, start, wait_for, dead_letters_end, failing_engine
+):
+    failing_engine(50)
+    stream.send(*make_fleet(nodes=1, gpus=8).round({("node-1", gpu): 50 for gpu in range(8)}))
+    stream.flush()
+    engine = start()
+    wait_for(lambda: engine.error is not None, 30)
+    assert (stream.taken_in(), dead_letters_end()) == (0, 0)
+    with pytest.raises(EngineFailed, match="an error of ours"):
+        engine.stop()
+    engine.error = None
 
 
 def test_records_beyond_retention_are_evaluated_and_counted_but_not_stored(stream, make_fleet, start, wait_for):
