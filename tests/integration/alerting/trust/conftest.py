@@ -342,22 +342,33 @@ def _children(pid):
     ]
 
 
-def kill_postgres(server):
+def _is_gone(pid):
+    """Whether a process has let go of its memory: there is none, or what is left of it waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def kill_postgres(server, wait_for):
     """SIGKILL for every process of the server at once, as when the machine dies."""
+    os.kill(server.pid, signal.SIGSTOP)  # it forks no more
     children = _children(server.pid)
     server.kill()
     for child in children:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
     server.stop()
+    # A server does not start while one of them still holds the shared memory.
+    wait_for(lambda: all(map(_is_gone, children)), 30)
 
 
 @pytest.fixture(scope="session")
-def own_postgres(tmp_path_factory, free_ports):
+def own_postgres(tmp_path_factory, free_ports, wait_for):
     """A durable PostgreSQL server that may be killed: `own_postgres.kill_all()`."""
     home = tmp_path_factory.mktemp("trust-postgres")
     server = PostgresServer(home / "server", *free_ports(1), log=home / "postgres.log", password=False, durable=True)
-    server.kill_all = lambda: kill_postgres(server)
+    server.kill_all = lambda: kill_postgres(server, wait_for)
     server.start()
     yield server
     server.stop()
