@@ -27,6 +27,7 @@ from exporter_bridge.splitting import SplitBlock, SplitPage, digest_of, digest_o
 
 _LINE_BY_LINE: Final = 2**63  # in the seed of a hash: what was split line by line never meets what was split at once
 _LONGEST_BAD_TOKEN: Final = 64
+_LONG_PAGE: Final = 1024**2  # of one that is shorter no line can take long
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 _Known = BlockLayout | PatchyBlock  # what is remembered of a block
@@ -59,7 +60,7 @@ class Exposition:
 class PageParser:
     """Reads one node's pages and remembers their blocks."""
 
-    __slots__ = ("_digest", "_exposition", "_known", "_known_before", "_layouts", "_overlapping", "_shape")
+    __slots__ = ("_digest", "_exposition", "_known", "_known_before", "_layouts", "_length", "_overlapping", "_shape")
 
     def __init__(self, exposition: Exposition) -> None:
         self._exposition = exposition
@@ -69,6 +70,7 @@ class PageParser:
         # two hold the same series.
         self._layouts: tuple[BlockLayout, ...] = ()
         self._digest: bytes | None = None
+        self._length = 0
         self._overlapping = False
         self._shape = object()
 
@@ -97,7 +99,10 @@ class PageParser:
         """
         if b"\r" in body:
             body = body.replace(b"\r\n", b"\n")
-        plain = None if self._digest is None else split_plain(body)
+        if len(body) > _LONG_PAGE:
+            body = lines.without_long_lines(body)
+        # The numbers alone do not make a page twice as long, and a monstrous one must not be split in one go.
+        plain = split_plain(body) if self._digest is not None and len(body) < 2 * self._length else None
         if plain is not None and plain.digest == self._digest:
             if self._known:
                 # The page came again, so its blocks can be told from their layouts, should it change one day.
@@ -105,7 +110,9 @@ class PageParser:
             return Page(
                 self._layouts, plain.text, len(plain.values), values=plain.values, shape=self._shape, refused=_NONE
             )
-        return (yield from self._read(SplitPage(body)))
+        page = yield from self._read(SplitPage(body))
+        self._length = len(body)
+        return page
 
     def _read(self, split: SplitPage) -> Steps[Page]:
         """Block by block: what is known is taken, what is new is laid out."""

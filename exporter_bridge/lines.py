@@ -7,6 +7,7 @@ here is a function of the line alone, so what was found once about a line's head
 
 import re
 from collections.abc import Sequence
+from io import BytesIO
 from math import isinf
 from typing import Final, NamedTuple
 
@@ -44,8 +45,11 @@ _TYPES: Final = frozenset(("counter", "gauge", "histogram", "summary", "untyped"
 _SUFFIXES: Final = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 _GPU_UUID: Final = re.compile(rb'(?:UUID|uuid)="(GPU-[0-9A-Za-z-]{1,80})"')
 _LONGEST_EXAMPLE: Final = 200
+_KEPT_OF_LONG_LINE: Final = 1024
 
 
+# Far longer than a line with the longest label text that is read; what is longer is not looked through.
+LONGEST_LINE: Final = 64 * 1024
 # The time that prometheus_client takes for a label grows with the square of its length.
 LONGEST_LABEL_TEXT: Final = 16 * 1024
 # Shapes of label texts that are remembered: far more than a fleet's exporters write.
@@ -90,6 +94,18 @@ def split_line(line: bytes) -> Line:
     words = [word for word in line[match.end() :].replace(b"\t", b" ").split(b" ") if word]
     kind = SAMPLE if _are_samples(words) else b"x" if not words or _is_number(words[0]) else VALUELESS
     return Line(kind, match.group(), b" ".join(words))
+
+
+def without_long_lines(page: bytes) -> bytes:
+    """The page with what no reader could take for a sample in place of each line that is too long to be one.
+
+    It keeps how the line begins, which tells a comment, and the GPU that it speaks of.
+    """
+    return b"".join([_cut(line) if len(line) > LONGEST_LINE else line for line in BytesIO(page).readlines()])
+
+
+def _cut(line: bytes) -> bytes:
+    return line[:_KEPT_OF_LONG_LINE].replace(b"\r", b" ") + b'" is the beginning of a line too long\n'
 
 
 def is_sample_token(token: bytes) -> bool:

@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 # A time-out of one interval ends a little before the next turn: else the two would race, for a time-out or an overrun.
 # At an interval of a second a busy machine is 20 ms late at times.
 _LONGEST_SHARE: Final = 0.95
+# Several times what the largest node with MIG instances, links and cores prints. What is done to all lines of a page in
+# one go takes some 10 ms at so many.
+MOST_LINES: Final = 50_000
 # What a turn that began late is given in any case.
 _LEAST_SHARE: Final = 0.5
 # The loop's timers are exact to a millisecond: without this one that fires early would be set again and again.
@@ -236,6 +239,10 @@ class Scraper:
             self._finish(node, answer.reason, answer)
             return
         self._metrics.scraped_bytes.inc(len(answer.body))
+        if len(answer.body) > MOST_LINES and (lines := answer.body.count(b"\n")) > MOST_LINES:
+            detail = f"{lines:,} lines, and at most {MOST_LINES:,} are read"
+            self._finish(node, "too_large", answer._replace(body=b"", detail=detail))
+            return
         at_ms = to_milliseconds(self._clock.now())
         self._reader.read(
             _reading(node, answer.body),

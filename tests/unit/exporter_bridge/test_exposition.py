@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from exporter_bridge import lines
+from exporter_bridge import exposition, lines
 from exporter_bridge.exposition import Exposition, PageParser
 
 HEAD = "# HELP a Text with \\\\ and \\n.\n# TYPE a gauge\n"
@@ -86,6 +86,30 @@ def test_lines_run_together_are_not_taken_for_a_known_block():
     parser.parse((HEAD + 'a{x="1"} 1\na{x="2"} 2\n').encode())
     page = parser.parse((HEAD + 'a{x="1"\na{x="2"} 5\n').encode())
     assert ([sample.labels.text for sample in page], page.refused) == (['x="2"'], {"bad_labels": 1})
+
+
+@pytest.mark.parametrize(
+    "long",
+    ["x" * 2**21, 'a{x="' + "x" * 2**21 + '"} 1', 'a{x="0"} ' + "1" * 2**21, 'a{x="0"} 1' + " " * 2**21 + "2 3"],
+)
+def test_a_line_too_long_to_be_one_costs_itself_and_no_time(long):
+    parser = Exposition().parser()
+    body = (HEAD + 'a{x="1"} 1\n' + long + '\na{x="2"} 2\n').encode()
+    for _ in range(2):
+        page = parser.parse(body)
+        assert ([sample.value for sample in page], sum(page.refused.values())) == ([1, 2], 1)
+
+
+def test_a_comment_too_long_is_still_a_comment():
+    page = parse("# HELP a " + "x" * 2**21 + "\n# TYPE a gauge\na 1\n")
+    assert ([sample.value for sample in page], page.refused, page.layouts[0].family.type) == ([1], {}, "gauge")
+
+
+def test_a_page_much_longer_than_the_last_is_not_split_in_one_go(monkeypatch):
+    parser = Exposition().parser()
+    parser.parse((HEAD + 'a{x="1"} 1\n').encode())
+    monkeypatch.setattr(exposition, "split_plain", lambda _body: pytest.fail("split"))
+    assert parser.parse(b"\n" * 1000 + b"a 1\n").samples == 1
 
 
 def test_what_was_found_line_by_line_is_not_taken_for_what_was_split_at_once():

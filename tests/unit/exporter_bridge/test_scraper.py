@@ -70,6 +70,18 @@ def test_a_failed_scrape_is_published_as_down_with_its_reason(reason, on_loop, l
     assert f"node-1: scrape failed: {reason} (" in caplog.text
 
 
+def test_a_page_of_more_lines_than_any_node_prints_is_too_large(on_loop, loopback, caplog):
+    async def run():
+        exporter = loopback.Exporter(loopback.http(loopback.PAGE + "\n" * 50_000))
+        async with loopback.serving(exporter), loopback.Bench() as bench:
+            bench.apply(node_1=exporter.url())
+            await bench.scraper.scrape_all_once()
+            return bench.turns()
+
+    assert on_loop(run())[0].reason == "too_large"
+    assert "node-1: scrape failed: too_large (50,008 lines, and at most 50,000 are read)" in caplog.text
+
+
 def test_a_page_of_comments_alone_is_empty(on_loop, loopback):
     async def run():
         exporter = loopback.Exporter(loopback.http("# nothing yet\n"))
