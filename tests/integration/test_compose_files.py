@@ -97,6 +97,23 @@ def compose_programs():
     }
 
 
+def services_by(program, files, directory):
+    """The services as a compose program reads the files, with nothing of this machine: no variables, no .env here."""
+    empty = directory / "env"
+    empty.touch()
+    done = subprocess.run(
+        [*program, "--env-file", empty, *(flag for name in files for flag in ("-f", name)), "config"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{program}: {done.stderr}"
+    return yaml.safe_load(done.stdout)["services"]
+
+
 @pytest.fixture(params=WAYS)
 def project(request):
     return merged(WAYS[request.param])
@@ -108,22 +125,8 @@ def test_each_generation_of_compose_that_is_here_reads_the_files_as_we_do(files,
     if not programs:
         pytest.skip("no compose here: Debian's package is docker-compose")
     ours = merged(files)
-    flags = [flag for name in files for flag in ("-f", name)]
-    # Nothing of this machine: neither its variables nor a .env of its own.
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
-    (tmp_path / "env").touch()
     for name, program in programs.items():
-        done = subprocess.run(
-            [*program, "--env-file", tmp_path / "env", *flags, "config"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{name}: {done.stderr}"
-        theirs = yaml.safe_load(done.stdout)["services"]
+        theirs = services_by(program, files, tmp_path)
         for service, content in running(ours).items():
             read = {key: value for key, value in theirs[service].get("environment", {}).items() if value is not None}
             # Both write a dollar sign that is one twice again.
@@ -132,6 +135,39 @@ def test_each_generation_of_compose_that_is_here_reads_the_files_as_we_do(files,
             assert set(theirs[service].get("depends_on", {})) == set(content.get("depends_on", {})), (
                 f"{name}: {service}"
             )
+
+
+def example_override():
+    """The page's example of a Kafka and a PostgreSQL of one's own."""
+    (block,) = re.findall(r"^```yaml\n(x-kafka:.*?)^```$", text_of("docs/compose.md"), re.MULTILINE | re.DOTALL)
+    return block
+
+
+def test_the_example_of_a_kafka_and_a_postgresql_of_ones_own_reaches_each_service_that_uses_them(tmp_path):
+    example = yaml.safe_load(example_override())
+    elsewhere = {"KAFKA_BOOTSTRAP_SERVERS": example["x-kafka"]["KAFKA_BOOTSTRAP_SERVERS"]}
+    elsewhere |= {"DATABASE_URL": example["x-database"]["DATABASE_URL"]}
+    project = merged((DEMO,))
+    users = {
+        (service, name)
+        for service, content in project["services"].items()
+        for name in elsewhere
+        if name in content["environment"]
+    }
+    override = tmp_path / "docker-compose.override.yml"
+    override.write_text(example_override())
+    programs = compose_programs()
+    if not programs:
+        pytest.skip("no compose here: Debian's package is docker-compose")
+    for program, command in programs.items():
+        theirs = services_by(command, (DEMO, EXPORTERS, override), tmp_path)
+        found = {
+            (service, name): value
+            for service, content in theirs.items()
+            for name, value in content.get("environment", {}).items()
+            if name in elsewhere
+        }
+        assert found == {(service, name): elsewhere[name] for service, name in users}, program
 
 
 def test_the_files_use_nothing_that_one_of_the_generations_lacks():
