@@ -51,6 +51,11 @@ WORKLOAD_OF_ROW: Final = (
     "(SELECT string_agg(coalesce(w ->> 'job', concat_ws('/', w ->> 'namespace', w ->> 'pod')), ', ')"
     " FROM jsonb_array_elements(m.workloads) w)"
 )
+# Names with numbers in the order of the numbers.
+NODE_ORDER: Final = (
+    r"regexp_replace(n.node_id, '\d+', '', 'g'),"
+    r" nullif(regexp_replace(n.node_id, '\D+', '', 'g'), '')::numeric NULLS FIRST, n.node_id"
+)
 OF_MODEL: Final = "coalesce(g.model, '') ~ '^(${model:regex})$'"
 
 
@@ -140,8 +145,7 @@ def nodes(*, whole: bool = False, multiple: bool = False) -> dashboard.QueryVari
           FROM nodes n
          WHERE {IN_DATACENTER}
            AND EXISTS (SELECT FROM placements p JOIN gpus g USING (gpu_uuid) WHERE p.node_id = n.node_id AND {OF_MODEL})
-         ORDER BY n.removed_at IS NOT NULL, regexp_replace(n.node_id, '\\d+', '', 'g'),
-                  nullif(regexp_replace(n.node_id, '\\D+', '', 'g'), '')::numeric NULLS FIRST, n.node_id
+         ORDER BY n.removed_at IS NOT NULL, {NODE_ORDER}
         """,
         whole=whole,
         multiple=multiple,
@@ -230,6 +234,41 @@ def action_annotations(condition: str) -> dashboard.AnnotationQuery:
          ORDER BY 1 DESC
          LIMIT 200
         """,
+    )
+
+
+def workload_states(place: str, condition: str) -> SqlQuery:
+    """Who used GPUs, as a table of times, places (`metric`) and workloads (`Value`): a row where it changes.
+
+    `place` names a row of a state timeline; it and `condition` are on `m` and `p`. A workload ends where the records
+    of its GPU do, with a row of NULL.
+    """
+    return sql(
+        f"""
+        WITH used AS (
+            SELECT m.collected_at AS at, {place} AS place, p.node_id, p.gpu_index, p.mig_instance,
+                   coalesce({WORKLOAD_OF_ROW}, 'free') AS workload,
+                   3 * n.interval_ms * interval '1 millisecond' AS silence
+              FROM gpu_metrics m JOIN placements p USING (placement_id) JOIN nodes n ON n.node_id = p.node_id
+             WHERE {condition} AND $__timeFilter(m.collected_at)
+        ),
+        neighbours AS (
+            SELECT *, lag(at) OVER records AS before, lag(workload) OVER records AS workload_before,
+                   coalesce(lead(at) OVER records, least(now(), $__timeTo())) AS next
+              FROM used
+            WINDOW records AS (PARTITION BY place ORDER BY at)
+        ),
+        changes AS (
+            SELECT at AS time, place, node_id, gpu_index, mig_instance, workload FROM neighbours
+             WHERE workload_before IS DISTINCT FROM workload OR before < at - silence
+             UNION ALL
+            SELECT at + silence / 3, place, node_id, gpu_index, mig_instance, NULL FROM neighbours
+             WHERE next > at + silence
+        )
+        SELECT time, place AS metric, workload AS "Value"
+          FROM changes
+         ORDER BY time, node_id, gpu_index, mig_instance
+        """
     )
 
 

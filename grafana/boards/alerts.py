@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from grafana_foundation_sdk.builders import stat
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
@@ -72,23 +73,12 @@ def _at_a_glance(built: Board) -> None:
             4,
         ),
         (
-            stat_panel(
-                "Time to resolve",
-                "How long did the alerts of this range that ended last: half of them, and nine in ten, at most?",
-                sql(
-                    f"""
-                    SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY {_SECONDS}) AS "half within",
-                           percentile_cont(0.9) WITHIN GROUP (ORDER BY {_SECONDS}) AS "nine in ten within"
-                    {_FIRED} AND a.resolved_at IS NOT NULL
-                    """
-                ),
-                unit="s",
-                decimals=0,
-                thresholds=plain("blue"),
-                names=True,
-                empty="none ended",
-            ),
-            8,
+            _time_to_resolve("Half ended within", "half", 0.5),
+            4,
+        ),
+        (
+            _time_to_resolve("Nine in ten within", "nine in ten", 0.9),
+            4,
         ),
         (
             stat_panel(
@@ -99,6 +89,21 @@ def _at_a_glance(built: Board) -> None:
             ),
             4,
         ),
+    )
+
+
+def _time_to_resolve(title: str, share: str, quantile: float) -> stat.Panel:
+    return stat_panel(
+        title,
+        f"How long did the alerts of this range that ended last: {share} of them at most?",
+        sql(
+            f'SELECT percentile_cont({quantile}) WITHIN GROUP (ORDER BY {_SECONDS}) AS "within"\n'
+            f"{_FIRED} AND a.resolved_at IS NOT NULL"
+        ),
+        unit="s",
+        decimals=0,
+        thresholds=plain("blue"),
+        empty="none ended",
     )
 
 
@@ -218,7 +223,7 @@ def _over_time(built: Board) -> None:
                      LIMIT 10
                     """,
                     words="none fired",
-                    column="Node",
+                    column="Kinds",
                 ),
                 columns=[
                     column("Node", width=130, link=_TO_NODE),
@@ -254,10 +259,10 @@ def _actions(built: Board) -> None:
                 ),
                 columns=[
                     column("Outcome", width=95, mappings=OUTCOME_MAPPING),
-                    column("Count", width=80, unit="locale"),
+                    column("Count", width=70, unit="locale"),
                 ],
             ),
-            7,
+            6,
         ),
         (
             table_panel(
@@ -273,12 +278,12 @@ def _actions(built: Board) -> None:
                      ORDER BY c.event_time DESC
                      LIMIT 100
                     """,
-                    words="everything was carried out",
+                    words="nothing failed or was skipped",
                     column="Reason",
                 ),
                 columns=[
                     time_column("When"),
-                    column("Action", width=130),
+                    column("Action", width=145),
                     column("Outcome", width=90, mappings=OUTCOME_MAPPING),
                     column("Alert", width=140),
                     column("Node", width=100, link=_TO_NODE),
@@ -286,7 +291,7 @@ def _actions(built: Board) -> None:
                     column("uuid", hidden=True),
                 ],
             ),
-            17,
+            18,
         ),
     )
     built.put(

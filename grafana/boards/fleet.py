@@ -182,12 +182,12 @@ def _over_time(built: Board) -> None:
         ),
     )
     built.put(
-        8,
+        9,
         (
             heat_map(
                 "How many GPUs at which temperature",
                 "How is the heat spread, and does a group of GPUs leave the rest? Each row is a band of temperature; "
-                "the darker, the more GPUs are in it.",
+                "the scale below says how many GPUs a colour is.",
                 over_time(f"sum by (le) ({temperatures}{{{FLEET}}})", "{{le}}", buckets=True),
                 unit="celsius",
             ),
@@ -258,8 +258,9 @@ def _over_time(built: Board) -> None:
     )
 
 
-def _top(expression: str, words: str) -> prometheus.Dataquery:
-    return rows_or_words(f"topk(10, {expression})", label="node_id", words=words)
+def _top(expression: str, words: str, label: str = "GPUs") -> prometheus.Dataquery:
+    """The ten highest; `label` has the words where there are none, and is not one that leads to a node."""
+    return rows_or_words(f"topk(10, {expression})", label=label, words=words)
 
 
 def _tops(built: Board) -> None:
@@ -289,7 +290,9 @@ def _tops(built: Board) -> None:
                         gauge_to=105,
                     ),
                 ],
-                transformations=[organised((*_GPU_COLUMNS, "Value"), names | {"Value": "Temperature"}, dropped)],
+                transformations=[
+                    organised((*_GPU_COLUMNS, "GPUs", "Value"), names | {"Value": "Temperature"}, dropped)
+                ],
                 sort_by=("Temperature", True),
             ),
             8,
@@ -304,7 +307,7 @@ def _tops(built: Board) -> None:
                     "none, or not told",
                 ),
                 columns=[*gpu, column("Throttled", unit="m", decimals=0, thresholds=steps("text", (5, WARNING)))],
-                transformations=[organised((*_GPU_COLUMNS, "Value"), names | {"Value": "Throttled"}, dropped)],
+                transformations=[organised((*_GPU_COLUMNS, "GPUs", "Value"), names | {"Value": "Throttled"}, dropped)],
                 sort_by=("Throttled", True),
             ),
             8,
@@ -313,7 +316,11 @@ def _tops(built: Board) -> None:
             table_panel(
                 "Longest idle while allocated in this range",
                 "Which GPUs does somebody hold and not use (under 5 % utilisation)?",
-                _top(f"60 / {SAMPLES_AN_HOUR} * count_over_time(gpu:idle_allocated:bool{{{FLEET}}}[$__range])", "none"),
+                _top(
+                    f"60 / {SAMPLES_AN_HOUR} * count_over_time(gpu:idle_allocated:bool{{{FLEET}}}[$__range])",
+                    "nobody",
+                    label="pod",
+                ),
                 columns=[
                     *gpu,
                     column("Held by"),
@@ -337,7 +344,7 @@ def _news(built: Board) -> None:
     alerts = ("Since", "Severity", "Alert", "Node", "GPU", "Message", "uuid")
     silent = ("Node", "Datacenter", "Reason", "Last seen")
     built.put(
-        10,
+        9,
         (
             table_panel(
                 "Active alerts",
@@ -357,14 +364,17 @@ def _news(built: Board) -> None:
                 columns=[
                     time_column("Since"),
                     severity_column(),
-                    column("Alert", width=130),
+                    column("Alert", width=150),
                     column("Node", width=90, link=cell_link(NODE, "Open the node", node="Node")),
                     column("GPU", width=50, left=True, link=cell_link(GPU, "Open the GPU", node="Node", uuid="uuid")),
                     column("uuid", hidden=True),
                 ],
             ),
-            15,
+            24,
         ),
+    )
+    built.put(
+        6,
         (
             table_panel(
                 "Nodes that do not report",
@@ -396,6 +406,6 @@ def _news(built: Board) -> None:
                     time_column("Last seen"),
                 ],
             ),
-            9,
+            24,
         ),
     )

@@ -5,7 +5,7 @@ from typing import Any, Final
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import IN_DATACENTER, NODE, OF_MODEL, WORKLOAD_OF_ROW, Board, cell_link, variable
+from grafana.board import IN_DATACENTER, NODE, OF_MODEL, Board, cell_link, variable, workload_states
 from grafana.colours import CRITICAL, GOOD, WARNING, bad_from_one, rule_steps, steps
 from grafana.expressions import (
     NAMES,
@@ -101,13 +101,13 @@ def _who_it_is(built: Board) -> None:
                     column="UUID",
                 ),
                 columns=[
-                    column("UUID", width=305),
-                    column("Memory", unit="mbytes", width=90, decimals=1),
-                    column("Driver", width=90),
-                    column("PCI address", width=150),
+                    column("UUID", width=355),
+                    column("Memory", unit="mbytes", width=80, decimals=1),
+                    column("Driver", width=85),
+                    column("PCI address", width=140),
                 ],
             ),
-            14,
+            16,
         ),
         (
             stat_panel(
@@ -123,7 +123,7 @@ def _who_it_is(built: Board) -> None:
             )
             .override_by_name("power", properties(unit="watt", decimals=0, thresholds=steps("blue").build()))
             .override_by_name("active alerts", properties(unit="short", thresholds=bad_from_one(WARNING).build())),
-            10,
+            8,
         ),
     )
     built.put(
@@ -146,7 +146,7 @@ def _who_it_is(built: Board) -> None:
                      LIMIT 100
                     """,
                     words="It was never seen",
-                    column="Node",
+                    column="Datacenter",
                 ),
                 columns=[
                     column("Node", link=cell_link(NODE, "Open the node", node="Node")),
@@ -155,7 +155,7 @@ def _who_it_is(built: Board) -> None:
                     time_column("Newest record"),
                 ],
             ),
-            14,
+            16,
         ),
         (
             bars(
@@ -165,7 +165,7 @@ def _who_it_is(built: Board) -> None:
                 decimals=0,
                 thresholds=steps(GOOD, (0.5, WARNING)),
             ),
-            10,
+            8,
         ),
     )
 
@@ -291,6 +291,7 @@ def _errors(built: Board) -> None:
                     time_column("Since"),
                     time_column("Until"),
                     severity_column(),
+                    column("Alert", width=150),
                     column("Node", width=100, link=cell_link(NODE, "Open the node", node="Node")),
                     column("Ended by", width=90),
                 ],
@@ -315,7 +316,7 @@ def _errors(built: Board) -> None:
                      LIMIT 100
                     """,
                     words="Nothing was decided in this range",
-                    column="Action",
+                    column="Reason",
                 ),
                 columns=[
                     time_column("When"),
@@ -336,17 +337,10 @@ def _use(built: Board) -> None:
             states(
                 "Workloads",
                 "Which pod or job had it, and when was it free?",
-                sql(
-                    f"""
-                    SELECT $__timeGroup(m.collected_at, $__interval) AS time,
-                           p.node_id || ' GPU ' || p.gpu_index
-                               || coalesce(' MIG ' || p.mig_profile || '/' || p.mig_instance, '') AS metric,
-                           coalesce((array_agg({WORKLOAD_OF_ROW} ORDER BY m.collected_at DESC))[1], 'free') AS "Value"
-                      FROM placements p JOIN gpu_metrics m USING (placement_id)
-                     WHERE p.{_HERE} AND $__timeFilter(m.collected_at)
-                     GROUP BY 1, p.placement_id
-                     ORDER BY 1, p.node_id, p.gpu_index, p.mig_instance
-                    """
+                workload_states(
+                    "p.node_id || ' GPU ' || p.gpu_index"
+                    " || coalesce(' MIG ' || p.mig_profile || '/' || p.mig_instance, '')",
+                    f"p.{_HERE}",
                 ),
                 mappings=value_map({"free": ("free", "super-light-green")}),
                 by_row="metric",

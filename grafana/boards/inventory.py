@@ -5,11 +5,11 @@ from typing import Final
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, IN_DATACENTER, NODE, OF_MODEL, Board, cell_link
+from grafana.board import GPU, IN_DATACENTER, NODE, NODE_ORDER, OF_MODEL, Board, cell_link
 from grafana.colours import CRITICAL, WARNING, plain, steps
 from grafana.expressions import FLEET
 from grafana.panels import column, organised, stat_panel, table_panel
-from grafana.severities import NODE_STATUS_MAPPING, time_column
+from grafana.severities import NODE_STATE, NODE_STATUS_MAPPING, time_column
 from grafana.sources import rows_or_words, sql, sql_or_words
 
 # The newest GPU of each place in nodes that are in the configuration.
@@ -167,7 +167,7 @@ def _errors(built: Board) -> None:
                      LIMIT 100
                     """,
                     words="No GPU has a non-zero error count",
-                    column="Node",
+                    column="Model",
                 ),
                 columns=[
                     column("Node", width=120, link=cell_link(NODE, "Open the node", node="Node")),
@@ -199,25 +199,26 @@ def _nodes(built: Board) -> None:
                 sql_or_words(
                     ("Node", "State", "Datacenter", "Host name", "GPUs", "Models", "First seen", "Last seen"),
                     f"""
-                    SELECT n.node_id AS "Node", n.status AS "State", n.datacenter AS "Datacenter",
+                    SELECT n.node_id AS "Node", {NODE_STATE} AS "State", n.datacenter AS "Datacenter",
                            n.hostname AS "Host name", count(DISTINCT p.gpu_uuid) AS "GPUs",
                            string_agg(DISTINCT g.model, ', ') AS "Models", n.first_seen AS "First seen",
                            n.last_seen AS "Last seen"
                       FROM nodes n LEFT JOIN placements p USING (node_id) LEFT JOIN gpus g USING (gpu_uuid)
                      WHERE n.removed_at IS NULL AND {IN_DATACENTER} AND (g.gpu_uuid IS NULL OR {OF_MODEL})
                      GROUP BY n.node_id
-                     ORDER BY array_position(ARRAY['down', 'critical', 'warning', 'healthy'], n.status), n.node_id
+                     ORDER BY array_position(ARRAY['down', 'unknown', 'critical', 'warning', 'healthy'], {NODE_STATE}),
+                              {NODE_ORDER}
                      LIMIT 200
                     """,
                     words="No node was seen yet",
-                    column="Node",
+                    column="Models",
                 ),
                 columns=[
-                    column("Node", width=120, link=cell_link(NODE, "Open the node", node="Node")),
-                    column("State", width=80, mappings=NODE_STATUS_MAPPING),
-                    column("Datacenter", width=105),
-                    column("Host name", width=110),
-                    column("GPUs", width=60),
+                    column("Node", width=100, link=cell_link(NODE, "Open the node", node="Node")),
+                    column("State", width=75, mappings=NODE_STATUS_MAPPING),
+                    column("Datacenter", width=100),
+                    column("Host name", width=100),
+                    column("GPUs", width=55),
                     time_column("First seen"),
                     time_column("Last seen"),
                 ],

@@ -5,7 +5,7 @@ from typing import Any, Final
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, WORKLOAD_OF_ROW, Board, cell_link, series_link, variable
+from grafana.board import GPU, Board, cell_link, series_link, variable, workload_states
 from grafana.colours import CRITICAL, GOOD, OF_GPUS, WARNING, bad_from_one, plain, rule_steps
 from grafana.expressions import (
     NAMES,
@@ -32,7 +32,7 @@ from grafana.panels import (
     transform,
     value_map,
 )
-from grafana.severities import NODE_STATUS_MAPPING, RANK, severity_column, time_column
+from grafana.severities import NODE_STATE, NODE_STATUS_MAPPING, RANK, severity_column, time_column
 from grafana.sources import now, over_time, rows, sql, sql_or_words
 
 _HERE: Final = "node_id = '$node'"
@@ -95,14 +95,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "State",
                 "What does the alert engine say of the node? Unknown: nothing was heard of it for three intervals.",
-                sql(
-                    f"""
-                    SELECT CASE WHEN removed_at IS NOT NULL THEN 'removed'
-                                WHEN last_heard < now() - 3 * interval_ms * interval '1 millisecond' THEN 'unknown'
-                                ELSE status END AS "State"
-                      FROM nodes WHERE {_HERE}
-                    """
-                ),
+                sql(f'SELECT {NODE_STATE} AS "State" FROM nodes n WHERE n.{_HERE}'),
                 mappings=NODE_STATUS_MAPPING,
                 fields="/.*/",
                 empty="Choose a node",
@@ -365,18 +358,9 @@ def _work(built: Board) -> None:
             states(
                 "Who used it",
                 "Which pod or job had which GPU, and when was one free?",
-                sql(
-                    f"""
-                    SELECT $__timeGroup(m.collected_at, $__interval) AS time,
-                           'GPU ' || m.gpu_index || coalesce(' MIG ' || p.mig_profile || '/' || p.mig_instance, '')
-                               AS metric,
-                           coalesce((array_agg({WORKLOAD_OF_ROW} ORDER BY m.collected_at DESC))[1], 'free') AS "Value"
-                      FROM gpu_metrics m JOIN placements p USING (placement_id)
-                     WHERE m.{_HERE} AND p.{_HERE} AND $__timeFilter(m.collected_at)
-                       AND m.gpu_index::text ~ '^(${{gpu:regex}})$'
-                     GROUP BY 1, m.gpu_index, p.mig_profile, p.mig_instance
-                     ORDER BY 1, m.gpu_index, p.mig_instance
-                    """
+                workload_states(
+                    "'GPU ' || m.gpu_index || coalesce(' MIG ' || p.mig_profile || '/' || p.mig_instance, '')",
+                    f"m.{_HERE} AND p.{_HERE} AND m.gpu_index::text ~ '^(${{gpu:regex}})$'",
                 ),
                 mappings=value_map({"free": ("free", "super-light-green")}),
                 by_row="metric",
@@ -433,7 +417,7 @@ def _events(built: Board) -> None:
                      ORDER BY at DESC
                      LIMIT 100
                     """,
-                    words="No XID, ECC or row-remapping event in this range",
+                    words="None in this range",
                     column="Message",
                 ),
                 columns=[

@@ -8,6 +8,7 @@ from grafana import board
 from grafana.board import Board
 from grafana.colours import CRITICAL, WARNING, bad_from_one, plain, steps
 from grafana.panels import bars, column, lines, organised, stat_panel, table_panel
+from grafana.severities import severity_column
 from grafana.sources import now, over_time, rows_or_words, sql_or_words
 
 _OWN: Final = 'job=~"bridge|alert-engine|api|prometheus"'
@@ -116,7 +117,7 @@ def _at_a_glance(built: Board) -> None:
                     label="alertname",
                     words="none fires",
                 ),
-                columns=[column("Alert", width=260), column("Severity", width=90)],
+                columns=[column("Alert", width=260), severity_column(90)],
                 transformations=[
                     organised(
                         ("alertname", "severity", "instance", "reason"),
@@ -159,7 +160,6 @@ def _scraping(built: Board) -> None:
                 ),
                 unit="suffix:/s",
                 low=0,
-                stacked=True,
                 fill=25,
                 calcs=["lastNotNull", "max"],
                 colours={"good": "green"},

@@ -25,8 +25,8 @@ _UTILISATION: Final = (
 )
 _COLUMNS: Final = {
     "GPU-hours": ("Value #A", _HOURS),
-    "Mean utilisation": ("Value #B", _UTILISATION),
-    "Idle GPU-hours": ("Value #C", _IDLE_HOURS),
+    "Utilisation": ("Value #B", _UTILISATION),
+    "Idle": ("Value #C", _IDLE_HOURS),
     "Energy": ("Value #D", _WATT_HOURS),
 }
 
@@ -129,7 +129,8 @@ def _tables(built: Board) -> None:
         (
             _table(
                 "Most GPU-hours",
-                "Which ten workloads had the most of the GPUs in this range, and how well did they use them?",
+                "Which ten workloads had the most of the GPUs in this range, how well did they use them on average, "
+                "and for how many GPU-hours not at all?",
                 f"topk(10, {_HOURS})",
                 sort_by="GPU-hours",
                 whole=True,
@@ -142,9 +143,10 @@ def _tables(built: Board) -> None:
         (
             _table(
                 "Lowest utilisation",
-                "Which ten workloads used least what they had? Of those with 3 GPU-minutes or more in this range.",
+                "Which ten workloads used least what they had, on average? Of those with 3 GPU-minutes or more in this "
+                "range.",
                 f"bottomk(10, {_UTILISATION} and on ({_LABELS}) ({_HOURS} >= 0.05))",
-                sort_by="Mean utilisation",
+                sort_by="Utilisation",
                 descending=False,
             ),
             12,
@@ -154,7 +156,7 @@ def _tables(built: Board) -> None:
                 "Most idle GPU-hours",
                 "Which ten workloads held GPUs the longest without using them?",
                 f"topk(10, {_IDLE_HOURS} > 0)",
-                sort_by="Idle GPU-hours",
+                sort_by="Idle",
                 judged=False,
             ),
             12,
@@ -183,16 +185,16 @@ def _table(
         description,
         *queries,
         columns=[
-            column("GPU-hours", unit="suffix: h", decimals=2, width=90),
+            column("GPU-hours", unit="suffix: h", decimals=2, width=115),
             column(
-                "Mean utilisation",
+                "Utilisation",
                 unit="percent",
                 decimals=0,
-                width=150,
+                width=130,
                 gauge_to=100,
                 thresholds=steps(CRITICAL, (5, WARNING), (30, "green")) if judged else None,
             ),
-            column("Idle GPU-hours", unit="suffix: h", decimals=2, width=130),
+            column("Idle", unit="suffix: h", decimals=2, width=85),
             column("Energy", unit="watth", decimals=1, width=95),
             column("Datacenter", width=105),
             column("Namespace", width=110),
