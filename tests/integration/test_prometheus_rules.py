@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -62,6 +63,23 @@ def test_promtool_takes_the_configuration_and_the_rules(promtool):
     promtool("check", "rules", *RULES)
 
 
+def test_the_page_shows_an_existing_prometheus_the_same_jobs_but_its_own(promtool, tmp_path):
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", RUNBOOKS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    file = tmp_path / "prometheus.yml"
+    file.write_text(block, encoding="utf-8")
+    promtool("check", "config", "--syntax-only", file)
+    shipped, shown = (
+        {job["job_name"]: job for job in configuration["scrape_configs"]}
+        for configuration in (loaded(PROMETHEUS / "prometheus.yml"), loaded(file))
+    )
+    assert shown.keys() == shipped.keys() - {"prometheus"}
+    for name, job in shown.items():
+        for key in ("honor_labels", "metric_relabel_configs"):
+            assert job.get(key) == shipped[name].get(key), name
+        discovered = [urlsplit(each["url"]).path for each in job.get("http_sd_configs", [])]
+        assert discovered == [urlsplit(each["url"]).path for each in shipped[name].get("http_sd_configs", [])], name
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_rules_do_what_the_examples_say(promtool, path):
     promtool("test", "rules", path)
@@ -73,13 +91,18 @@ def test_every_alert_has_an_example_that_fires_and_one_that_does_not():
     assert {each["alertname"] for each in expected if not each["exp_alerts"]} == names("alert")
 
 
-def test_every_recorded_metric_has_an_example_with_a_value_and_one_without():
-    def named(expected):
-        return {re.match(r"[\w:]*", each["expr"]).group() for each in expected} & names("record")
-
+def test_every_recording_rule_has_an_example_with_a_value_and_one_without():
     expected = examples("promql_expr_test")
-    assert named([each for each in expected if each["exp_samples"]]) == names("record")
-    assert named([each for each in expected if not each["exp_samples"]]) == names("record")
+    # What an example with a value expects is the series itself, so that a rule for one `quantile` needs its own.
+    given = [sample["labels"] for each in expected for sample in each["exp_samples"]]
+    without = {re.match(r"[\w:]*", each["expr"]).group() for each in expected if not each["exp_samples"]}
+    for rule in rules("record"):
+        labels = [f'{name}="{value}"' for name, value in rule.get("labels", {}).items()]
+        assert any(
+            re.match(r"[\w:]*", series).group() == rule["record"] and all(label in series for label in labels)
+            for series in given
+        ), rule
+        assert rule["record"] in without, rule
 
 
 def test_a_series_is_recorded_by_one_rule():
