@@ -132,7 +132,7 @@ class BlockReader:
             return None
         known = lines.Metadata()
         try:
-            for line in metadata.splitlines():
+            for line in metadata.split(b"\n"):  # a carriage return within a line ends none
                 known.read(line.strip(_BLANKS))
         except lines.Refused:
             return None

@@ -21,3 +21,9 @@ def test_a_value_that_is_also_told_by_a_strange_label_is_held_to_its_range_all_t
     record = decode(RecordBuilder().build(Exposition().parser().parse(body), turn).messages[0])
     assert record.gpu_utilization_percent is None
     assert record.rejected == {"gpu_utilization_percent": Rejected("319.757", "out_of_range")}
+
+
+def test_a_bad_help_line_with_a_carriage_return_in_it_is_refused_also_before_the_label_texts_of_a_known_block():
+    body = b'a{x="1"} 1\na{x="2"} 2\n# HELP \r_\n# TYPE b gauge\nb{x="1"} 3\nb{x="2"} 4\n'
+    page = Exposition().parser().parse(body)
+    assert ([sample.value for sample in page], page.refused) == ([1, 2, 3, 4], {"bad_metadata": 1})
