@@ -234,7 +234,8 @@ class RecordStream:
     def _message_error(self, message: Message) -> None:
         error = message.error()
         assert error is not None
-        if error.fatal():
+        # What ends a consumer comes as a message whose error does not call itself fatal.
+        if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - its public name
             raise ConsumerFailed(f"{self._topic}: {error.str()}")
         number = message.partition()
         if error.code() == KafkaError._AUTO_OFFSET_RESET and number in self.partitions:  # noqa: SLF001 - its public name

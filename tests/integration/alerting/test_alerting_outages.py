@@ -10,6 +10,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from alerting.consumer import ConsumerFailed
 from gpu_telemetry.kafka import admin_client, ensure_topics
 from gpu_telemetry.records import encode
 
@@ -186,3 +187,15 @@ def test_a_topic_made_anew_under_a_running_worker_is_read_from_its_start(stream,
     stream.flush()
     wait_for(lambda: stream.count("scrapes") == 11, 60, lambda: stream.query("SELECT * FROM stream_gaps"))
     assert set(stream.query("SELECT reason, to_offset FROM stream_gaps")) == {("rebuilt", 0)}
+
+
+def test_an_engine_whose_place_in_the_group_was_given_to_another_ends(stream, make_fleet, start, wait_for):
+    place = {"instance_id": "the-one", "group_id": "of-one-place"}
+    first = start(**place)
+    stream.send(*make_fleet(nodes=1, gpus=1).round())
+    wait_for(lambda: stream.taken_in() == 2, 30)
+    start(**place)
+    wait_for(lambda: first.error is not None, 60)
+    with pytest.raises(ConsumerFailed, match="fenced"):
+        first.stop()
+    first.error = None
