@@ -34,7 +34,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode, HeatmapColorScale
 from grafana_foundation_sdk.models.text import TextMode
 
-from grafana.colours import by_thresholds, fixed, palette, plain
+from grafana.colours import NEUTRAL, by_thresholds, fixed, palette, plain
 from grafana.sources import MIXED, Query
 
 PanelBuilder = cogbuilder.Builder[Panel]
@@ -330,7 +330,8 @@ def table_panel(
         panel.override_by_name(name, look.properties())
     if sort_by is not None:
         panel.sort_by([common.TableSortByFieldState().display_name(sort_by[0]).desc(sort_by[1])])
-    return _common(_ask(panel, queries), empty=empty)
+    # The number beside the words of `rows_or_words`.
+    return _common(_ask(panel, queries), mappings=[_no_number("-")], empty=empty)
 
 
 def words(title: str, content: str) -> text.Panel:
@@ -348,10 +349,12 @@ def _common(
 ) -> _P:
     if decimals is not None:
         panel.decimals(decimals)
-    if mappings is not None:
-        panel.mappings(mappings)
     if empty is not None:
         panel.no_value(empty)
+        # What `now_or_words` gives.
+        mappings = [*(mappings or []), _no_number(empty)]
+    if mappings is not None:
+        panel.mappings(mappings)
     listed = list(links)
     if listed:
         panel.data_links(listed)
@@ -365,6 +368,11 @@ def value_map(shown: dict[str, tuple[str, str | None]]) -> list[ValueMapping]:
         for index, (value, (text_shown, colour)) in enumerate(shown.items())
     }
     return [ValueMap(options=options)]
+
+
+def _no_number(shown: str) -> ValueMapping:
+    """What stands for NaN; Grafana's own match for it takes every text for one."""
+    return ValueMap(options={"NaN": ValueMappingResult(text=shown, color=NEUTRAL, index=0)})
 
 
 def from_one(colour: str) -> ValueMapping:

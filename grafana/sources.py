@@ -58,17 +58,22 @@ def now(expression: str, legend: str = "") -> prometheus.Dataquery:
     return _prometheus(expression, legend).instant().format(PromQueryFormat.TIME_SERIES)
 
 
+def now_or_words(expression: str, legend: str = "") -> prometheus.Dataquery:
+    """As `now`, but not without a series: Grafana 9.4 takes that for an error. The panel's `empty` has the words."""
+    return now(f"({expression}) or on () vector(NaN)", legend)
+
+
 def rows(expression: str) -> prometheus.Dataquery:
     """A PromQL query at the end of the time range, as rows of a table with a column for each label."""
     return _prometheus(expression, "").instant().format(PromQueryFormat.TABLE)
 
 
 def rows_or_words(expression: str, *, label: str, words: str) -> prometheus.Dataquery:
-    """As `rows`, with one row that has the words in a label when there would be none.
+    """As `rows`, with one row that has the words in a label, and no number, when there would be none.
 
     Grafana 9.4 takes an empty answer for an error.
     """
-    return rows(f'{expression} or on () label_replace(vector(0), "{label}", "{words}", "", "")')
+    return rows(f'{expression} or on () label_replace(vector(NaN), "{label}", "{words}", "", "")')
 
 
 def _prometheus(expression: str, legend: str) -> prometheus.Dataquery:

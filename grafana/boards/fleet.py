@@ -168,7 +168,11 @@ def _over_time(built: Board) -> None:
                 "Utilisation of the fleet",
                 "How evenly is the work spread? The utilisation under which 90, 50 and 10 % of the GPUs are, and the "
                 "mean. A mean far above the 10 % line means that some GPUs do nothing.",
-                over_time(f"{_sum('model:gpu_utilization_percent:sum')} / {_sum('model:gpus:count')}", "mean"),
+                # Of the GPUs that tell it.
+                over_time(
+                    f"{_sum('model:gpu_utilization_percent:sum')} / {_sum('node:gpu_utilization_percent:count')}",
+                    "mean",
+                ),
                 *(over_time(_quantile(utilisations, q), f"{100 * q:g} %") for q in (0.9, 0.5, 0.1)),
                 unit="percent",
                 low=0,

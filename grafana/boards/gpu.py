@@ -32,7 +32,7 @@ from grafana.panels import (
     value_map,
 )
 from grafana.severities import OUTCOME_MAPPING, RANK, severity_column, time_column
-from grafana.sources import Query, now, over_time, sql, sql_or_words
+from grafana.sources import Query, now, now_or_words, over_time, sql, sql_or_words
 
 _HERE: Final = "gpu_uuid = '$uuid'"
 _COUNTERS: Final = {
@@ -113,13 +113,13 @@ def _who_it_is(built: Board) -> None:
             stat_panel(
                 "Now",
                 "How warm is it, what does it draw, and how many of its alerts are active?",
-                now(f"max({temperature(OF_GPU)})", "temperature"),
-                now(f"max({power(OF_GPU)})", "power"),
+                now_or_words(f"max({temperature(OF_GPU)})", "temperature"),
+                now_or_words(f"max({power(OF_GPU)})", "power"),
                 sql(f"SELECT count(*) AS \"active alerts\" FROM alerts WHERE status = 'active' AND {_HERE}"),
                 names=True,
                 thresholds=rule_steps("high_temperature"),
                 unit="celsius",
-                empty="It does not report",
+                empty="unknown",
             )
             .override_by_name("power", properties(unit="watt", decimals=0, thresholds=steps("blue").build()))
             .override_by_name("active alerts", properties(unit="short", thresholds=bad_from_one(WARNING).build())),

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from grafana_foundation_sdk.builders import prometheus
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
@@ -33,7 +34,7 @@ from grafana.panels import (
     value_map,
 )
 from grafana.severities import NODE_STATE, NODE_STATUS_MAPPING, RANK, severity_column, time_column
-from grafana.sources import now, over_time, rows, sql, sql_or_words
+from grafana.sources import now, now_or_words, over_time, rows_or_words, sql, sql_or_words
 
 _HERE: Final = "node_id = '$node'"
 _OPEN_GPU: Final = series_link(GPU, "Open this GPU", node="node_id", uuid="uuid")
@@ -88,6 +89,10 @@ def node() -> Dashboard:
     return built.build()
 
 
+def _gpus_now(expression: str) -> prometheus.Dataquery:
+    return rows_or_words(expression, label="pod", words="No GPU of this node reports")
+
+
 def _at_a_glance(built: Board) -> None:
     built.put(
         4,
@@ -125,7 +130,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Hottest GPU",
                 "How warm is the hottest of these GPUs?",
-                now(f"max({temperature(ON_NODE)})"),
+                now_or_words(f"max({temperature(ON_NODE)})"),
                 unit="celsius",
                 thresholds=rule_steps("high_temperature"),
                 empty="No GPU reports",
@@ -136,7 +141,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Power",
                 "What do these GPUs draw together?",
-                now(f"sum({by_gpu(power(ON_NODE))})"),
+                now_or_words(f"sum({by_gpu(power(ON_NODE))})"),
                 unit="watt",
                 decimals=1,
                 thresholds=plain("blue"),
@@ -164,17 +169,19 @@ def _at_a_glance(built: Board) -> None:
             table_panel(
                 "Its GPUs now",
                 "Which GPU is unlike the others, and who uses it? A MIG instance has a row of its own.",
-                rows(f"max by ({slices}, {_WORKLOAD}) ({temperature(ON_NODE)})"),
-                rows(f"max by ({slices}, {_WORKLOAD}) ({power(ON_NODE)})"),
-                rows(
+                _gpus_now(f"max by ({slices}, {_WORKLOAD}) ({temperature(ON_NODE)})"),
+                _gpus_now(f"max by ({slices}, {_WORKLOAD}) ({power(ON_NODE)})"),
+                _gpus_now(
                     f"max by ({slices}, {_WORKLOAD}) ({device('GPU_UTIL', ON_NODE, high=100)} "
                     f"or 100 * {profiled('GR_ENGINE_ACTIVE', ON_NODE)})"
                 ),
-                rows(f"100 * max by ({slices}, {_WORKLOAD}) ({profiled('PIPE_TENSOR_ACTIVE', ON_NODE)})"),
-                rows(f"max by ({slices}, {_WORKLOAD}) ({memory_percent(ON_NODE)})"),
-                rows(f"max by ({slices}, {_WORKLOAD}) ({device('XID_ERRORS', ON_NODE, high=10000)})"),
+                _gpus_now(f"100 * max by ({slices}, {_WORKLOAD}) ({profiled('PIPE_TENSOR_ACTIVE', ON_NODE)})"),
+                _gpus_now(f"max by ({slices}, {_WORKLOAD}) ({memory_percent(ON_NODE)})"),
+                _gpus_now(f"max by ({slices}, {_WORKLOAD}) ({device('XID_ERRORS', ON_NODE, high=10000)})"),
+                # So that a GPU has a row whose values are all beyond belief.
+                _gpus_now(f"max by ({slices}, {_WORKLOAD}) (0 * {device('GPU_TEMP', ON_NODE)})"),
                 columns=[
-                    column("GPU", width=55, left=True, link=cell_link(GPU, "Open this GPU", node="node", uuid="UUID")),
+                    column("GPU", width=65, left=True, link=cell_link(GPU, "Open this GPU", node="node", uuid="UUID")),
                     column("MIG profile", width=100),
                     column("MIG", width=50),
                     column(
@@ -233,7 +240,7 @@ def _at_a_glance(built: Board) -> None:
                             "pod": "Pod",
                             "hpc_job": "Job",
                         },
-                        ("Time", "modelName"),
+                        ("Time", "modelName", "Value #G"),
                     ),
                 ],
                 sort_by=("GPU", False),
@@ -429,7 +436,7 @@ def _events(built: Board) -> None:
                     column("uuid", hidden=True),
                 ],
             ),
-            14,
+            16,
         ),
         _line(
             "Corrected ECC errors",
@@ -439,7 +446,7 @@ def _events(built: Board) -> None:
             low=0,
             soft_high=5,
             decimals=0,
-            width=10,
+            width=8,
             empty="The exporter does not tell: DCGM_FI_DEV_ECC_SBE_VOL_TOTAL is not in its list of fields",
         ),
     )

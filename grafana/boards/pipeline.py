@@ -9,7 +9,7 @@ from grafana.board import Board
 from grafana.colours import CRITICAL, WARNING, bad_from_one, plain, steps
 from grafana.panels import bars, column, lines, organised, stat_panel, table_panel
 from grafana.severities import severity_column
-from grafana.sources import now, over_time, rows_or_words, sql_or_words
+from grafana.sources import now, now_or_words, over_time, rows_or_words, sql_or_words
 
 _OWN: Final = 'job=~"bridge|alert-engine|api|prometheus"'
 _PER_SECOND: Final = "[$__rate_interval]"
@@ -40,7 +40,9 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Scrapes that succeed",
                 "Which share of the turns gave a page?",
-                now(f"100 * (1 - (sum(rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or vector(0)) / {ended})"),
+                now_or_words(
+                    f"100 * (1 - (sum(rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or vector(0)) / {ended})"
+                ),
                 unit="percent",
                 decimals=1,
                 thresholds=steps(CRITICAL, (90, WARNING), (99, "green")),
@@ -52,7 +54,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Samples a second",
                 "How many values does the bridge read?",
-                now(f"sum(rate(gpu_bridge_samples_total{_PER_SECOND}))"),
+                now_or_words(f"sum(rate(gpu_bridge_samples_total{_PER_SECOND}))"),
                 unit="short",
                 decimals=0,
                 thresholds=plain("blue"),
@@ -64,7 +66,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Records stored a second",
                 "How many GPU records reach the table?",
-                now(f'sum(rate(alert_engine_records_stored_total{{kind="gpu"}}{_PER_SECOND}))'),
+                now_or_words(f'sum(rate(alert_engine_records_stored_total{{kind="gpu"}}{_PER_SECOND}))'),
                 unit="short",
                 decimals=1,
                 thresholds=plain("blue"),
@@ -76,7 +78,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Behind by",
                 "How long ago was all that Kafka then had taken in? The alert engine can be no more up to date.",
-                now("max(alert_engine_lag_seconds)"),
+                now_or_words("max(alert_engine_lag_seconds)"),
                 unit="s",
                 decimals=1,
                 thresholds=steps("green", (60, WARNING), (900, CRITICAL)),
@@ -97,7 +99,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Parts that answer",
                 "Which of the scraped parts are up?",
-                now("sum(up) / count(up) * 100"),
+                now_or_words("sum(up) / count(up) * 100"),
                 unit="percent",
                 decimals=0,
                 thresholds=steps(CRITICAL, (100, "green")),

@@ -18,11 +18,8 @@ _LABELS: Final = "datacenter, namespace, pod, hpc_job"
 _HOURS: Final = f"sum_over_time(workload:gpus:count{{{_PICK}}}[$__range]) / {SAMPLES_AN_HOUR}"
 _IDLE_HOURS: Final = f"sum_over_time(workload:gpus_idle:count{{{_PICK}}}[$__range]) / {SAMPLES_AN_HOUR}"
 _WATT_HOURS: Final = f"sum_over_time(workload:gpu_power_watts:sum{{{_PICK}}}[$__range]) / {SAMPLES_AN_HOUR}"
-# Weighted by GPUs and time; samples of both are taken together.
-_UTILISATION: Final = (
-    f"sum_over_time(workload:gpu_utilization_percent:sum{{{_PICK}}}[$__range])"
-    f" / sum_over_time(workload:gpus:count{{{_PICK}}}[$__range])"
-)
+# Of the GPUs and the moments that tell it: what is not told is not 0.
+_UTILISATION: Final = f"avg_over_time(workload:gpu_utilization_percent:avg{{{_PICK}}}[$__range])"
 _COLUMNS: Final = {
     "GPU-hours": ("Value #A", _HOURS),
     "Utilisation": ("Value #B", _UTILISATION),

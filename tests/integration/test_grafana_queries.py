@@ -102,11 +102,6 @@ def as_sql(text, choices, since, until):
     """The SQL that Grafana's PostgreSQL datasource makes of it."""
     moment = "'{:%Y-%m-%dT%H:%M:%S}Z'".format
     text = re.sub(r"\$__timeFilter\(([^()]+)\)", rf"\1 BETWEEN {moment(since)} AND {moment(until)}", text)
-    text = re.sub(
-        r"\$__timeGroup\(([^(),]+),\s*\$__interval\)",
-        rf"floor(extract(epoch from \1)/{STEP_SECONDS})*{STEP_SECONDS}",
-        text,
-    )
     for name, value in (
         ("$__timeFrom()", moment(since)),
         ("$__timeTo()", moment(until)),
@@ -320,7 +315,8 @@ def _is_words(asked, rows):
     if asked.language == "sql":
         row = rows[0]
         return len(row) > 2 and sum(value is not None for value in row.values()) == 1
-    return "label_replace(vector(0)" in asked.text and len(rows[0]["metric"]) == 1
+    (row,) = rows
+    return "vector(NaN)" in asked.text and not asked.over_time and row["value"][1] == "NaN"
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=str)
@@ -378,6 +374,79 @@ def test_the_counters_that_have_not_moved_are_the_services_own():
     for name in NOT_MOVED:
         plain = name.removesuffix("_total").removeprefix("alert_engine_")
         assert f'"{plain}' in text or f"record: {name}" in rules, name
+
+
+# ---- who used a GPU --------------------------------------------------------------------------------------------------
+
+# Records every 5 s, but for half a minute without; the newest is 2 minutes old.
+USED = """
+SELECT ensure_partition('gpu_metrics', day::date)
+  FROM generate_series(now() - interval '1 day', now() + interval '1 day', '1 day') day;
+INSERT INTO nodes (node_id, status, first_seen, last_seen, last_heard, interval_ms)
+VALUES ('node-1', 'down', now(), now(), now(), 5000);
+INSERT INTO gpus (gpu_uuid, first_seen) VALUES ('GPU-1', now());
+INSERT INTO placements (node_id, gpu_index, gpu_uuid, since) VALUES ('node-1', 3, 'GPU-1', now());
+INSERT INTO gpu_metrics (placement_id, node_id, gpu_index, temperature_celsius, workloads, collected_at)
+SELECT placement_id, node_id, gpu_index, 60, workloads::jsonb, %(began)s + age * interval '1 second'
+  FROM placements,
+       (VALUES (0, '[{"namespace": "a", "pod": "b"}]'), (5, '[{"namespace": "a", "pod": "b"}]'), (10, NULL),
+               (15, NULL), (45, NULL), (50, '[{"job": "7"}, {"job": "8"}]')) AS record (age, workloads);
+"""
+
+
+@pytest.mark.parametrize(("name", "place"), [("node: Who used it A", "GPU 3"), ("gpu: Workloads A", "node-1 GPU 3")])
+def test_a_workload_begins_with_its_first_record_and_ends_with_its_gpus_last(name, place, postgres_server):
+    (asked,) = (asked for asked in ASKED if str(asked) == name)
+    began = (datetime.now(UTC) - timedelta(minutes=3)).replace(microsecond=0)
+    with _database(postgres_server) as url:
+        with psycopg.connect(url) as connection:
+            for statement in USED.split(";")[:-1]:
+                connection.execute(statement, {"began": began} if "%" in statement else None)
+        postgres = Postgres(url)
+        rows = postgres.ask(asked.text, on("node-1", "GPU-1"))
+        postgres.connection.close()
+
+    assert {row["metric"] for row in rows} == {place}
+    assert [(round((row["time"] - began).total_seconds()), row["Value"]) for row in rows] == [
+        (0, "a/b"),
+        (10, "free"),
+        (20, None),
+        (45, "free"),
+        (50, "7, 8"),
+        (55, None),
+    ]
+
+
+# ---- how well a workload used its GPU --------------------------------------------------------------------------------
+
+
+def test_a_workloads_mean_utilisation_leaves_out_the_time_in_which_its_gpu_told_none(tmp_path):
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    (asked,) = (asked for asked in ASKED if str(asked) == "workloads: Most GPU-hours B")
+    labels = '{datacenter="d", namespace="n", pod="p"}'
+    told, for_all_of_it = "80x2 _x3", "1x5"
+    case = {
+        "interval": "30s",
+        "input_series": [
+            {"series": f"workload:gpus:count{labels}", "values": for_all_of_it},
+            {"series": f"workload:gpu_utilization_percent:sum{labels}", "values": told},
+            {"series": f"workload:gpu_utilization_percent:avg{labels}", "values": told},
+        ],
+        "promql_expr_test": [
+            {
+                "expr": as_promql(asked.text, ALL),
+                "eval_time": "150s",
+                "exp_samples": [{"labels": labels, "value": 80}],
+            }
+        ],
+    }
+    (tmp_path / "case.yml").write_text(yaml.safe_dump({"evaluation_interval": "30s", "tests": [case]}))
+
+    ran = subprocess.run([program, "test", "rules", tmp_path / "case.yml"], capture_output=True, text=True, check=False)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 # ---- a fleet of 1,000 nodes ------------------------------------------------------------------------------------------

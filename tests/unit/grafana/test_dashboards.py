@@ -181,6 +181,42 @@ def test_a_link_leads_to_a_dashboard_that_has_its_variables_and_keeps_the_time_r
             assert kept in variables[uid], address
 
 
+def column_of_words(panel, target):
+    """The column in which a table says that there is nothing, as it is shown."""
+    if "rawSql" in target:
+        select, nothing = re.findall(
+            r"^SELECT (.+?)(?: FROM found| WHERE NOT EXISTS.*)$", target["rawSql"], re.MULTILINE
+        )
+        (place,) = (place for place, value in enumerate(nothing.split(", ")) if value != "NULL")
+        return select.split(", ")[place].strip('"')
+    (label,) = re.findall(r'label_replace\(vector\(NaN\), "(\w+)", "[^"]+", "", ""\)', target["expr"])
+    (organised,) = (each["options"] for each in panel["transformations"] if each["id"] == "organize")
+    assert label not in organised["excludeByName"]
+    return organised["renameByName"].get(label, label)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_that_says_that_there_is_nothing_says_it_where_no_link_is(name, dashboards):
+    for panel in panels_of(dashboards[name]):
+        if panel["type"] != "table":
+            continue
+        linked = {
+            override["matcher"]["options"]
+            for override in panel["fieldConfig"]["overrides"]
+            if any(each["id"] == "links" for each in override["properties"])
+        }
+        for target in panel["targets"]:
+            assert column_of_words(panel, target) not in linked, panel["title"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_panel_shows_not_a_number(name, dashboards):
+    for panel in panels_of(dashboards[name]):
+        if any("vector(NaN)" in target.get("expr", "") for target in panel.get("targets", [])):
+            mappings = panel["fieldConfig"]["defaults"]["mappings"]
+            assert any("NaN" in mapping["options"] for mapping in mappings), panel["title"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_variable_that_is_used_is_there(name, dashboards):
     dashboard = dashboards[name]
