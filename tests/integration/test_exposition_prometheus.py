@@ -41,7 +41,7 @@ ODD_LINES = (
 )  # fmt: skip
 # Where we take a line that one of the two refuses, and why.
 TOLERATED = {
-    b" x 1": "prometheus_client takes it, and the line is clear",
+    b" x 1": "prometheus_client takes it, and the line is clear (Prometheus 3 stores a name that begins with a blank)",
     b"# TYPE x gauge \nx 1": "the same",
     b"x 1\r\n": "the same: a proxy may have changed the ends of lines",
 }
@@ -190,7 +190,7 @@ def test_a_line_is_taken_if_prometheus_and_prometheus_client_both_take_it(promet
         taken = not refused
         if taken != (both or line in TOLERATED):
             wrong[line] = f"ours {series or refused}, Prometheus {expected}, prometheus_client {client_takes(body)}"
-        elif both:
+        elif both and line not in TOLERATED:
             assert {key: value for key, (value, _) in series.items()} == {
                 key: value for key, (value, _) in expected.items()
             }, line
