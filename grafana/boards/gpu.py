@@ -12,6 +12,7 @@ from grafana.expressions import (
     OF_GPU,
     device,
     growth,
+    kinds,
     line_by_gpu,
     line_by_slice,
     memory_percent,
@@ -172,16 +173,20 @@ def _who_it_is(built: Board) -> None:
 
 def _errors_by_kind() -> str:
     # Kinds that the exporter does not send are missing, and all of them where it does not report.
-    kinds = [
+    moved = [
         f"label_replace(sum(max by (node_id, UUID) ({growth('increase', name, OF_GPU, '$__range')})), "
         f'"kind", "{kind}", "", "")'
         for kind, name in _COUNTERS.items()
     ]
-    return f'({" or ".join(kinds)}) or on () label_replace(vector(0), "kind", "not reported", "", "")'
+    return f'({" or ".join(moved)}) or on () label_replace(vector(0), "kind", "not reported", "", "")'
 
 
 def _line(title: str, description: str, *queries: Query, **look: Any) -> tuple[PanelBuilder, int]:  # noqa: ANN401
     return lines(title, description, *queries, **look), 12
+
+
+def _by_kind(**expressions: str) -> Query:
+    return over_time(kinds(**expressions), f"{{{{kind}}}}, {NAMES}")
 
 
 def _history(built: Board) -> None:
@@ -192,8 +197,10 @@ def _history(built: Board) -> None:
         _line(
             "Temperature",
             "When was it hot, and did what was done help? Dashed: where the alert rule warns and is critical.",
-            over_time(line_by_gpu(temperature(OF_GPU)), f"core, {NAMES}"),
-            over_time(line_by_gpu(device("MEMORY_TEMP", OF_GPU, high=200) + " > 0"), f"memory, {NAMES}"),
+            _by_kind(
+                core=line_by_gpu(temperature(OF_GPU)),
+                memory=line_by_gpu(device("MEMORY_TEMP", OF_GPU, high=200) + " > 0"),
+            ),
             unit="celsius",
             thresholds=rule_steps("high_temperature"),
             soft_high=100,
@@ -215,10 +222,12 @@ def _history(built: Board) -> None:
         _line(
             "Utilisation and what it does",
             "Was it at work, and with what: its tensor cores, or its memory?",
-            over_time(line_by_slice(device("GPU_UTIL", OF_GPU, high=100)), f"utilisation, {NAMES}"),
-            over_time(line_by_slice(f"100 * {profiled('GR_ENGINE_ACTIVE', OF_GPU)}"), f"engines, {NAMES}"),
-            over_time(line_by_slice(f"100 * {profiled('PIPE_TENSOR_ACTIVE', OF_GPU)}"), f"tensor cores, {NAMES}"),
-            over_time(line_by_slice(f"100 * {profiled('DRAM_ACTIVE', OF_GPU)}"), f"memory traffic, {NAMES}"),
+            _by_kind(
+                utilisation=line_by_slice(device("GPU_UTIL", OF_GPU, high=100)),
+                engines=line_by_slice(f"100 * {profiled('GR_ENGINE_ACTIVE', OF_GPU)}"),
+                tensor_cores=line_by_slice(f"100 * {profiled('PIPE_TENSOR_ACTIVE', OF_GPU)}"),
+                memory_traffic=line_by_slice(f"100 * {profiled('DRAM_ACTIVE', OF_GPU)}"),
+            ),
             unit="percent",
             low=0,
             high=100,
@@ -241,8 +250,10 @@ def _history(built: Board) -> None:
         _line(
             "Clocks",
             "Did it run at full speed?",
-            over_time(f"1e6 * {line_by_gpu(device('SM_CLOCK', OF_GPU, high=10000))}", f"SM, {NAMES}"),
-            over_time(f"1e6 * {line_by_gpu(device('MEM_CLOCK', OF_GPU, high=50000))}", f"memory, {NAMES}"),
+            _by_kind(
+                SM=f"1e6 * {line_by_gpu(device('SM_CLOCK', OF_GPU, high=10000))}",
+                memory=f"1e6 * {line_by_gpu(device('MEM_CLOCK', OF_GPU, high=50000))}",
+            ),
             unit="hertz",
             low=0,
             colours={"^SM": "blue", "^memory": "purple"},

@@ -233,6 +233,14 @@ def test_each_line_of_a_gpu_is_named_by_its_node_its_index_and_its_mig_instance(
             assert re.search(r"\{\{node_id\}\} GPU \{\{gpu\}\}\{\{mig\}\}$", found["legendFormat"])
 
 
+def test_no_graph_of_a_gpu_is_empty_for_want_of_one_field(dashboards):
+    # Grafana 9.4 shows nothing of a panel of which one query finds nothing; a MIG instance has no utilisation.
+    for name in ("node", "gpu"):
+        for panel in panels_of(dashboards[name]):
+            if panel["type"] == "timeseries":
+                assert len(panel["targets"]) == 1, panel["title"]
+
+
 def test_no_line_of_a_fleet_is_a_gpu(dashboards):
     for name in ("fleet", "workloads", "alerts", "pipeline", "inventory"):
         for panel in panels_of(dashboards[name]):
