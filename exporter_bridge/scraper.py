@@ -239,7 +239,7 @@ class Scraper:
             self._finish(node, answer.reason, answer)
             return
         self._metrics.scraped_bytes.inc(len(answer.body))
-        # To count costs a third of reading a known page, so it is done where a page is new or much longer than the last.
+        # To count costs a third of reading a known page: done where a page is new, or much longer than the last.
         if len(answer.body) > max(MOST_LINES, 2 * node.body_bytes) and (
             (lines := answer.body.count(b"\n")) > MOST_LINES
         ):
