@@ -36,7 +36,7 @@ def summary(snapshot: Snapshot, rates: Rates) -> str:
     if "api" in snapshot.unanswered:
         return f"the API does not answer: {snapshot.unanswered['api']}"
     up = sum(1 for node in snapshot.nodes if node.status not in {"down", "unknown"})
-    words = [f"{up} of {len(snapshot.nodes)} nodes up", f"{len(snapshot.gpus)} GPUs"]
+    words = [f"{up} of {len(snapshot.nodes)} nodes up", f"{_count(snapshot.gpus)} GPUs"]
     hottest = max(snapshot.gpus, key=lambda gpu: gpu.temperature_celsius or 0, default=None)
     if hottest is not None and hottest.temperature_celsius is not None:
         words.append(f"hottest {hottest.node_id} GPU {hottest.gpu_index} {hottest.temperature_celsius:.1f} °C")
@@ -44,6 +44,11 @@ def summary(snapshot: Snapshot, rates: Rates) -> str:
     words.append(f"lag {'?' if snapshot.consumer_lag is None else snapshot.consumer_lag}")
     words.append(f"open alerts {len(snapshot.alerts)}")
     return " | ".join(words)
+
+
+def _count(gpus: Sequence[GpuView]) -> int:
+    """How many GPUs these are; several MIG instances are one."""
+    return len({gpu.gpu_uuid for gpu in gpus})
 
 
 def _fleet(snapshot: Snapshot) -> RenderableType:
@@ -57,13 +62,14 @@ def _fleet(snapshot: Snapshot) -> RenderableType:
     for node in snapshot.nodes[:_MOST_ROWS]:
         gpus = [gpu for gpu in snapshot.gpus if gpu.node_id == node.node_id]
         hottest = max((gpu.temperature_celsius or 0 for gpu in gpus), default=0)
-        power = sum(gpu.power_watts or 0 for gpu in gpus)
+        # What the GPU as a whole draws stands in the row of each of its MIG instances.
+        power = sum({gpu.gpu_uuid: gpu.power_watts or 0 for gpu in gpus}.values())
         busy = sum(1 for gpu in gpus if gpu.workload)
         table.add_row(
             node.node_id,
             node.datacenter or "",
             Text(node.status, style=_STATUS_STYLE.get(node.status, "dim")),
-            str(len(gpus)),
+            str(_count(gpus)),
             _celsius(hottest),
             f"{power:.0f} W",
             str(busy),

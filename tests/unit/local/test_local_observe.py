@@ -181,5 +181,18 @@ def test_the_table_of_a_large_fleet_has_a_row_for_each_node_and_says_what_it_lea
     assert "... and 10 more" in text
 
 
+def test_a_gpu_with_mig_instances_is_one_gpu_and_its_power_counts_once():
+    nodes = [NodeView(node_id=f"node-{number}", status="healthy") for number in range(5)]
+    gpus = [
+        GpuView(node_id="node-0", gpu_index=index, gpu_uuid=f"GPU-{index}", mig_instance=instance, power_watts=300.0)
+        for index in range(2)
+        for instance in ("1", "2", "3")
+    ]
+    text = shown(nodes, gpus)
+    assert "5 of 5 nodes up | 2 GPUs" in text
+    row = next(line for line in text.splitlines() if line.startswith("node-0"))
+    assert row.split()[1:] == ["healthy", "2", "0", "600", "W", "0", "0"]
+
+
 def test_before_the_first_record_the_table_says_that_nothing_was_heard():
     assert "no node has been heard of yet" in shown([], [])
