@@ -4,31 +4,17 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gpu_telemetry.records import MAX_IDENTIFIER_LENGTH
-from gpu_telemetry.settings import ListenAddress, Settings
-
-
-def _check_url(text: str) -> None:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("expected an http:// or https:// URL")
+from gpu_telemetry.settings import HttpUrl, ListenAddress, Settings, check_url
 
 
 def _valid_secret_url(secret: SecretStr) -> SecretStr:
-    _check_url(secret.get_secret_value())
+    check_url(secret.get_secret_value())
     return secret
-
-
-def _valid_url(text: str) -> str:
-    _check_url(text)
-    if urlsplit(text).username or urlsplit(text).password:
-        raise ValueError("a URL shows in logs, so user and password may not stand in it")
-    return text
 
 
 class AlertingSettings(Settings):
@@ -69,16 +55,16 @@ class AlertingSettings(Settings):
     webhook_url: Annotated[SecretStr, AfterValidator(_valid_secret_url)] | None = Field(
         None, description="Where notices go as Alertmanager's webhook payload, besides the log; none if not given."
     )
-    grafana_url: Annotated[str, AfterValidator(_valid_url)] | None = Field(
+    grafana_url: HttpUrl | None = Field(
         None, description="The Grafana that gets an annotation when an alert fires and when it ends; none if not given."
     )
     grafana_token: SecretStr | None = Field(
         None, description="A token of a service account there that may write annotations; needed with the URL."
     )
-    migration_url: Annotated[str, AfterValidator(_valid_url)] | None = Field(
+    migration_url: HttpUrl | None = Field(
         None, description="Where a migration is asked for by POST, such as the emulator's /control/migrate."
     )
-    external_url: Annotated[str, AfterValidator(_valid_url)] = Field(
+    external_url: HttpUrl = Field(
         "http://localhost:8080", description="The API's address as people reach it, for links in notices."
     )
     breaker_migrations: int = Field(

@@ -4,13 +4,12 @@ import re
 import socket
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gpu_telemetry.records import MAX_IDENTIFIER_LENGTH
-from gpu_telemetry.settings import ListenAddress, Settings
+from gpu_telemetry.settings import HttpUrl, ListenAddress, Settings
 
 _SHARD = re.compile(r"(\d{1,5})/(\d{1,5})")
 
@@ -32,15 +31,6 @@ def _valid_shard(text: str) -> str:
     return text
 
 
-def _valid_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("expected an http:// or https:// URL")
-    if parts.username or parts.password:
-        raise ValueError("a URL shows in logs, so user and password may not stand in it")
-    return text
-
-
 class BridgeSettings(Settings):
     """What the bridge scrapes, how, and what it may hold. Sizes are in bytes, times in seconds."""
 
@@ -52,7 +42,7 @@ class BridgeSettings(Settings):
     targets_file: Path | None = Field(
         None, description="The exporters to scrape, as a Prometheus file_sd file in YAML or JSON."
     )
-    http_sd_url: Annotated[str, AfterValidator(_valid_url)] | None = Field(
+    http_sd_url: HttpUrl | None = Field(
         None, description="A Prometheus HTTP service discovery that lists exporters to scrape."
     )
     refresh_seconds: float = Field(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -65,6 +66,24 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 ListenAddress = Annotated[str, AfterValidator(_valid_address)]
+
+
+def check_url(text: str) -> None:
+    """Raise a ValueError that says what was expected unless it is the URL of something that speaks HTTP."""
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("expected an http:// or https:// URL")
+
+
+def _valid_url(text: str) -> str:
+    check_url(text)
+    if urlsplit(text).username or urlsplit(text).password:
+        raise ValueError("a URL shows in logs, so user and password may not stand in it")
+    return text
+
+
+# A URL that is no secret.
+HttpUrl = Annotated[str, AfterValidator(_valid_url)]
 
 
 class LogSettings(Settings):

@@ -1,21 +1,15 @@
 """Where a Grafana is that is there already, and what its datasources are to be."""
 
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from gpu_telemetry.settings import Settings
+from gpu_telemetry.settings import HttpUrl, Settings
 
 
-def _valid_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("expected an http:// or https:// URL")
-    if parts.username or parts.password:
-        raise ValueError("a URL shows in messages, so user and password may not stand in it")
-    return text.rstrip("/")
+def _without_slash(url: str) -> str:
+    return url.rstrip("/")
 
 
 class GrafanaSettings(Settings):
@@ -23,14 +17,14 @@ class GrafanaSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="GRAFANA_")
 
-    url: Annotated[str, AfterValidator(_valid_url)] = Field(
+    url: Annotated[HttpUrl, AfterValidator(_without_slash)] = Field(
         "http://localhost:3000", description="The Grafana to push to or to check."
     )
     token: SecretStr | None = Field(
         None, description="A token of a service account there: Editor for dashboards, Admin for datasources too."
     )
     timeout_seconds: float = Field(10.0, gt=0, le=300, description="How long one answer of Grafana may take.")
-    prometheus_url: Annotated[str, AfterValidator(_valid_url)] = Field(
+    prometheus_url: Annotated[HttpUrl, AfterValidator(_without_slash)] = Field(
         "http://prometheus:9090", description="The Prometheus, as Grafana reaches it."
     )
     scrape_interval: str = Field(
