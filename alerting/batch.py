@@ -88,10 +88,10 @@ class Batch:
     def __len__(self) -> int:
         return sum(len(part.messages) for part in self.slices)
 
-    def refuse(self, part: Slice, index: int, record: AnyRecord | None, reason: str, error: str) -> None:
-        """Set one message apart as a dead letter; `record` is what it was decoded to, if it could be."""
+    def refuse(self, part: Slice, index: int, reason: str, error: str) -> None:
+        """Set one message apart as a dead letter."""
         letter = DeadLetter(part.messages[index], reason, error)
-        origin = origin_of(letter.message, record)
+        origin = origin_of(letter.message)
         part.refused.add(index)
         self.dead.append(letter)
         if origin is not None:
@@ -129,12 +129,11 @@ def decode_batch(taken: Sequence[tuple[OwnedPartition, list[Message]]]) -> Batch
         limit = _limit(min(message.timestamp()[1] for message in messages))
         told: tuple[str, datetime] | None = None
         for index, message in enumerate(messages):
-            record: AnyRecord | None = None
             try:
                 record = decode(message.value())
                 _check(record, message, limit)
             except UndecodableRecord as error:
-                batch.refuse(part, index, record, error.reason, str(error))
+                batch.refuse(part, index, error.reason, str(error))
                 continue
             if isinstance(record, SilenceRecord):
                 part.node_ids.add(record.node_id)

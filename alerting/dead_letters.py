@@ -13,7 +13,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from gpu_telemetry.kafka import producer_configuration
-from gpu_telemetry.records import AnyRecord, GpuRecord, Identifier, Moment, ScrapeRecord
+from gpu_telemetry.records import Identifier, Moment
 from gpu_telemetry.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class Origin(msgspec.Struct):
-    """What can still be known of a message that is no valid record."""
+    """What can be known of a message also where it is no valid record."""
 
     node_id: Identifier
     collected_at: Moment
@@ -62,18 +62,15 @@ class Origin(msgspec.Struct):
 _origin_decoder = msgspec.json.Decoder(Origin)
 
 
-def origin_of(message: Message, record: AnyRecord | None) -> Origin | None:
+def origin_of(message: Message) -> Origin | None:
     """The node and the time of a dead letter, if they can be known: the ledger counts it there."""
-    if isinstance(record, GpuRecord | ScrapeRecord):
-        origin = Origin(record.node_id, record.collected_at, "gpu" if isinstance(record, GpuRecord) else "scrape")
-    else:
-        value = message.value()
-        if not isinstance(value, bytes):
-            return None
-        try:
-            origin = _origin_decoder.decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
+    value = message.value()
+    if not isinstance(value, bytes):
+        return None
+    try:
+        origin = _origin_decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
     return origin if "\0" not in origin.node_id and is_in_calendar(origin.collected_at) else None
 
 

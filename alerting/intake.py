@@ -21,7 +21,6 @@ from alerting.rows import UNENCODABLE
 from alerting.session import Session
 from alerting.store import BatchTransaction, EngineFailed, Fenced, Outcome
 from gpu_telemetry.clock import Clock
-from gpu_telemetry.records import decode
 
 _log = logging.getLogger(__name__)
 
@@ -152,8 +151,7 @@ class Intake:
         if culprit is None:
             return
         part, index = culprit
-        record = decode(part.messages[index].value())
-        batch.refuse(part, index, record, "refused_by_database", f"{type(error).__name__}: {error}")
+        batch.refuse(part, index, "refused_by_database", f"{type(error).__name__}: {error}")
 
     def _set_apart_for_engine(self, batch: Batch, failure: EngineFailed) -> None:
         """Make the record that brings out an error of ours a dead letter: it must not hold up its partition."""
@@ -163,7 +161,7 @@ class Intake:
         message = part.messages[index]
         where = f"{message.topic()} [{message.partition()}] offset {message.offset()}"
         _log.error("The engine failed on the record at %s", where, exc_info=failure)
-        batch.refuse(part, index, decode(message.value()), ENGINE_FAILED, str(failure))
+        batch.refuse(part, index, ENGINE_FAILED, str(failure))
 
     def _find_refused(self, batch: Batch) -> tuple[Slice, int] | None:
         """The first record without which the database takes all that stand before it; None when it takes all now."""

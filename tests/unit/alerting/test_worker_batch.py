@@ -85,7 +85,7 @@ def test_records_are_those_that_were_not_refused_each_time_they_are_asked_for(pa
     batch = decode_batch([(partitions[0], messages)])
     (part,) = batch.slices
     assert part.node_ids == part.heard == {"node-0", "node-2", "node-3"}
-    batch.refuse(part, 2, None, "refused_by_database", "a constraint")
+    batch.refuse(part, 2, "refused_by_database", "a constraint")
     for _ in range(2):
         assert [(index, record.node_id) for index, record in part.records()] == [(0, "node-0"), (3, "node-3")]
     assert [record.node_id for _, record in part.first(3).records()] == ["node-0"]
