@@ -119,7 +119,7 @@ def judged(
             fields[measure.dcgm] = number
         else:
             fields.setdefault(measure.dcgm, []).append({"labels": dict(labels), "value": number})
-    _derive(measured, rejected)
+    _derive(measured, rejected, counts)
     if fields:
         measured["fields"] = fields
     if rejected:
@@ -127,7 +127,7 @@ def judged(
     return (b"," if measured else b"") + _encode(measured)[1:]
 
 
-def _derive(measured: dict[str, Any], rejected: Unbelieved) -> None:
+def _derive(measured: dict[str, Any], rejected: Unbelieved, counts: dict[tuple[str, str], int]) -> None:
     """Add what is computed from other values, where those were believed."""
     used, free = measured.get("memory_used_mib"), measured.get("memory_free_mib")
     if used is None or free is None or not used + free:
@@ -138,6 +138,7 @@ def _derive(measured: dict[str, Any], rejected: Unbelieved) -> None:
     total = used + free + measured.get("memory_reserved_mib", 0)
     if total > MOST_MEMORY_MIB:
         rejected["memory_total_mib"] = {"value": str(total), "reason": OUT_OF_RANGE}
+        counts["memory_total_mib", OUT_OF_RANGE] = counts.get(("memory_total_mib", OUT_OF_RANGE), 0) + 1
     else:
         measured["memory_total_mib"] = total
 

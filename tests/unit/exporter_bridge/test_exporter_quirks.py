@@ -277,6 +277,13 @@ def test_of_a_series_in_two_blocks_the_first_on_the_page_counts():
         assert ([sample.value for sample in page], page.refused) == ([1, 3, 4], {"duplicate": 1})
 
 
+def test_a_memory_total_that_is_computed_and_too_large_is_counted_as_rejected():
+    page = "".join(block(f"DCGM_FI_DEV_FB_{name}", (gpu(0), 10_000_000)) for name in ("USED", "FREE"))
+    _, scrape = read(page)
+    assert decode(scrape.messages[0]).rejected == {"memory_total_mib": Rejected("20000000", "out_of_range")}
+    assert scrape.rejected == {("memory_total_mib", "out_of_range"): 1}
+
+
 def test_a_counter_that_falls_is_handed_on_as_it_stands():
     pages = [block("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", (gpu(0), value), kind="counter") for value in (9, 0)]
     assert [records_of(page)[0].pcie_replay_count for page in pages] == [9, 0]
