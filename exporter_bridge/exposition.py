@@ -13,7 +13,6 @@ blocks of the node's last two differing pages, so memory is bounded by the fleet
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 from weakref import WeakValueDictionary
@@ -75,6 +74,11 @@ class PageParser:
         self._shape = object()
 
     @property
+    def known_bytes(self) -> int:
+        """How long the last page was whose blocks are known whole; 0 if that is none."""
+        return self._length if self._digest is not None else 0
+
+    @property
     def cached_layouts(self) -> int:
         """How many blocks it remembers: at most those of two pages."""
         return len(self._known.keys() | self._known_before.keys()) or len(self._layouts)
@@ -102,7 +106,7 @@ class PageParser:
         if len(body) > _LONG_PAGE:
             body = lines.without_long_lines(body)
         # The numbers alone do not make a page twice as long, and a monstrous one must not be split in one go.
-        plain = split_plain(body) if self._digest is not None and len(body) < 2 * self._length else None
+        plain = split_plain(body) if len(body) < 2 * self.known_bytes else None
         if plain is not None and plain.digest == self._digest:
             if self._known:
                 # The page came again, so its blocks can be told from their layouts, should it change one day.
@@ -146,10 +150,11 @@ class PageParser:
                 if known is None:
                     known = used[digest] = yield from self._lay_out(reader, lines_)
                 draft.add(known, tokens, None)
-        self._remember(used, reader, repeated=repeated)
+        is_new = self._remember(used, reader, repeated=repeated)
         if self._overlapping:
             draft.drop_duplicates(reader)
-        return draft.page(object() if self._overlapping else self._shape)
+        page = draft.page(object() if self._overlapping else self._shape)
+        return self._know_whole(used, page) if is_new else page
 
     def _know_blocks(self) -> None:
         """Know the blocks of the last page again, if it was known whole and no more than that was kept."""
@@ -180,22 +185,30 @@ class PageParser:
     def _known_layouts(self) -> Iterator[BlockLayout]:
         return _layouts_of(chain(self._known_before.values(), self._known.values()))
 
-    def _remember(self, used: dict[bytes, _Known], reader: BlockReader, *, repeated: bool) -> None:
-        """Know the blocks of this page from now on, and those of the page before only if it had others."""
+    def _remember(self, used: dict[bytes, _Known], reader: BlockReader, *, repeated: bool) -> bool:
+        """Know the blocks of this page from now on, and those of the page before only if it had others.
+
+        Whether that changes anything.
+        """
         if used.keys() == self._known.keys():
             self._known_before = {}
             if repeated == self._overlapping:
-                return
+                return False
         else:
             self._known_before = self._known
         self._known = used
         self._shape = object()
         self._overlapping = repeated or _overlap(list(_layouts_of(used.values())), reader)
+        return True
+
+    def _know_whole(self, used: dict[bytes, _Known], page: Page) -> Page:
+        """Know the page itself, if each of its blocks is without a flaw and no two hold the same series."""
         self._layouts, self._digest = (), None
         if not self._overlapping and all(isinstance(found, BlockLayout) for found in used.values()):
-            self._layouts = tuple(sorted(_layouts_of(used.values()), key=attrgetter("order")))
-            skeleton = list(chain.from_iterable(layout.skeleton() for layout in self._layouts))
-            self._digest = digest_of(skeleton, sum(map(len, self._layouts)))
+            self._layouts = page.layouts
+            skeleton = list(chain.from_iterable(layout.skeleton() for layout in page.layouts))
+            self._digest = digest_of(skeleton, page.samples)
+        return page
 
 
 class _Draft:

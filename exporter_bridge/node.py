@@ -13,13 +13,11 @@ class Node:
     """The bridge's memory of one node. `boot_id` with `seq` names a turn for ever.
 
     `page` is the last page, compacted, while the last turn was good; `page_at` is its end in monotonic seconds.
-    `body_bytes` is how long the last good page was, 0 before the first.
     `reason` is None before the first turn's end and after a good one. `offset_seconds` is where in the interval
     its turns lie, `due_at` when the last one should have begun, in the scraper's time.
     """
 
     __slots__ = (
-        "body_bytes",
         "boot_id",
         "builder",
         "busy",
@@ -51,7 +49,6 @@ class Node:
         self.had_turn = False
         self.page: Page | None = None
         self.page_at = 0.0
-        self.body_bytes = 0
         self.reason: str | None = None
         self.refusing = False
 

@@ -240,7 +240,7 @@ class Scraper:
             return
         self._metrics.scraped_bytes.inc(len(answer.body))
         # To count costs a third of reading a known page: done where a page is new, or much longer than the last.
-        if len(answer.body) > max(MOST_LINES, 2 * node.body_bytes) and (
+        if len(answer.body) > max(MOST_LINES, 2 * node.parser.known_bytes) and (
             (lines := answer.body.count(b"\n")) > MOST_LINES
         ):
             detail = f"{lines:,} lines, and at most {MOST_LINES:,} are read"
@@ -273,7 +273,6 @@ class Scraper:
         if node.target.node_id in self._nodes:
             node.page = page
             node.page_at = self._clock.monotonic()
-            node.body_bytes = len(answer.body)
         if node.reason is not None:
             self._node_log.recovered(node.target.node_id, node.reason)
             node.reason = None

@@ -78,20 +78,20 @@ def digest_of_block(metadata: bytes, heads: Sequence[bytes]) -> bytes:
 class SplitPage:
     """A page as the heads and tokens of its lines; both are slices of the page, nothing is judged.
 
-    `rest` is what follows the last line that could be split.
+    The rest is what follows the last line that could be split.
     """
 
-    __slots__ = ("_ends", "_heads", "_metadata", "_starts", "rest", "tokens")
+    __slots__ = ("_ends", "_heads", "_metadata", "_rest", "_starts", "_tokens")
 
     def __init__(self, body: bytes) -> None:
         if not body.endswith(b"\n"):
             body += b"\n"
         parts: list[bytes] = _SPLIT.split(body)
         self._heads = parts[0::3]
-        self.tokens = parts[1::3]
+        self._tokens = parts[1::3]
         metadata = parts[2::3]
-        self.rest = self._heads.pop()
-        count = len(self.tokens)
+        self._rest = self._heads.pop()
+        count = len(self._tokens)
         self._starts = [0, *compress(range(1, count + 1), metadata)]
         self._metadata = [b"", *filter(None, metadata)]
         if count and (first := _METADATA.match(self._heads[0])):
@@ -109,11 +109,11 @@ class SplitPage:
                 if b"# HELP " in head and (beginnings := list(_METADATA.finditer(head))):
                     # Lines that could not be split stand before the block's true beginning.
                     cut = beginnings[-1]
-                    tokens = self.tokens[start + first : start + position]
+                    tokens = self._tokens[start + first : start + position]
                     yield SplitBlock(metadata, heads[first:position], tokens, head[: cut.start()])
                     metadata, heads[position], first = cut.group(), head[cut.end() :], position  # noqa: PLW2901
-            rest = self.rest if number == last else b""
-            yield SplitBlock(metadata, heads[first:], self.tokens[start + first : end], rest)
+            rest = self._rest if number == last else b""
+            yield SplitBlock(metadata, heads[first:], self._tokens[start + first : end], rest)
 
 
 class SplitBlock:
