@@ -1,13 +1,16 @@
 """Real servers for the tests: one PostgreSQL and one Apache Kafka a session, a fresh database or topic a test."""
 
+import json
 import os
 import random
 import secrets
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 import psycopg
@@ -163,3 +166,53 @@ def fuzz_rounds(record_property) -> Iterator[Callable[[], Iterator[random.Random
     print(  # noqa: T201 - pytest shows it with a failure, or with -rP
         f"{seed - first + 1} rounds, the last with FUZZ_SEED={seed}"
     )
+
+
+class JsonServer:
+    """A real HTTP server on loopback that speaks JSON: `answer(method, path, headers, body)` gives status and content.
+
+    `body` is None where a request has none; content that is bytes is sent as it is.
+    """
+
+    def __init__(self, answer: Callable[..., tuple[int, object]]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self):
+                length = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(length)) if length else None
+                status, content = answer(self.command, self.path, self.headers, body)
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PUT = _answer  # noqa: N815 - the names that the server calls
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def json_server() -> Iterator[Callable[[Callable[..., tuple[int, object]]], JsonServer]]:
+    """`json_server(answer)`: a `JsonServer`, gone at the end of the test."""
+    servers: list[JsonServer] = []
+
+    def serve(answer):
+        servers.append(JsonServer(answer))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()

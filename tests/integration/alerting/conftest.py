@@ -1,13 +1,11 @@
 """A database and a topic of a test's own, records to put there, and alert engines to read them."""
 
-import json
 import logging
 import os
 import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psycopg
 import pytest
@@ -294,47 +292,24 @@ def make_fleet():
 
 
 class Receiver:
-    """A real HTTP server on loopback that keeps what it was sent; `answers` decides, by path, what it says."""
+    """A server on loopback that keeps what it was sent; `answers` decides, by path, what it says."""
 
-    def __init__(self):
+    def __init__(self, json_server):
         self.requests = []
         self.answers = {}
-        receiver = self
+        server = json_server(self._answer)
+        self.url, self.close = server.url, server.close
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                receiver.requests.append((self.path, dict(self.headers), body))
-                answer = receiver.answers.get(self.path, (200, {}))
-                status, content = answer(body) if callable(answer) else answer
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+    def _answer(self, _method, path, headers, body):
+        self.requests.append((path, dict(headers), body))
+        answer = self.answers.get(path.partition("?")[0], (200, {}))
+        return answer(body) if callable(answer) else answer
 
     def bodies(self, path):
         return [body for where, _, body in self.requests if where == path]
 
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
 
 @pytest.fixture
-def loopback_receiver():
+def loopback_receiver(json_server):
     """A `Receiver`, gone at the end of the test."""
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
+    return Receiver(json_server)

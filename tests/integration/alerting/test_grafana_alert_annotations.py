@@ -1,9 +1,7 @@
 """Annotations through the outbox: a Grafana that is down or hangs delays nothing else and loses nothing."""
 
-import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -13,55 +11,28 @@ pytestmark = pytest.mark.integration
 class Grafana:
     """Keeps annotations; `is_up` says whether it answers, else it lets the caller wait."""
 
-    def __init__(self):
+    def __init__(self, receiver):
         self.annotations = []
         self.is_up = threading.Event()
-        self.waiting = 0
-        grafana = self
+        self.asked = receiver.requests
+        self.url = receiver.url
+        receiver.answers["/api/annotations"] = self._answer
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                grafana.waiting += 1
-                if not grafana.is_up.wait(1.5):
-                    self._say(503, {"message": "starting"})
-                    return
-                grafana.annotations.append(body)
-                self._say(200, {"id": len(grafana.annotations), "message": "Annotation added"})
-
-            def do_GET(self):
-                grafana.is_up.wait(1.5)
-                self._say(200, grafana.annotations if grafana.is_up.is_set() else [])
-
-            def _say(self, status, answer):
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def end(self):
-        self.is_up.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def _answer(self, body):
+        is_up = self.is_up.wait(1.5)
+        if body is None:  # whoever looks for one that is there
+            return 200, self.annotations if is_up else []
+        if not is_up:
+            return 503, {"message": "starting"}
+        self.annotations.append(body)
+        return 200, {"id": len(self.annotations), "message": "Annotation added"}
 
 
 @pytest.fixture
-def grafana():
-    grafana = Grafana()
+def grafana(loopback_receiver):
+    grafana = Grafana(loopback_receiver)
     yield grafana
-    grafana.end()
+    grafana.is_up.set()
 
 
 def actions(stream, kind):
@@ -78,7 +49,7 @@ def test_a_hanging_grafana_delays_no_notice_and_gets_every_annotation_in_the_end
     stream.send(*fleet.round())
     stream.send(*fleet.round({(node, index): 97.0 for node in fleet.nodes for index in range(4)}))
     stream.flush()
-    wait_for(lambda: grafana.waiting, 30, "Grafana was asked")
+    wait_for(lambda: grafana.asked, 30, "Grafana was asked")
 
     began = time.monotonic()
     wait_for(

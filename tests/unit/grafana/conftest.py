@@ -2,7 +2,6 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -25,36 +24,13 @@ class StandIn:
 
     TOKEN = "glsa_right"
 
-    def __init__(self):
+    def __init__(self, json_server):
         self.folders, self.datasources, self.dashboards, self.annotations = {}, {}, {}, []
         self.plugins = ["prometheus", "grafana-postgresql-datasource"]
         self.refuse = {}
         self.asked = []
         self.released = threading.Event()
-        stand_in = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def _answer(self):
-                length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
-                status, answer = stand_in.answer(self.command, self.path, self.headers, body)
-                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = _answer  # noqa: N815 - the names that the server calls
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = json_server(self.answer).url
 
     def answer(self, method, path, headers, body):
         self.asked.append((method, path))
@@ -101,16 +77,10 @@ class StandIn:
             kept = {key: value for key, value in kept.items() if key != "secureJsonData"} | {"id": 3}
         return 200, kept if isinstance(kept, dict) else {"title": kept}
 
-    def end(self):
-        self.released.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
 
 @pytest.fixture
-def stand_in():
+def stand_in(json_server):
     """A Grafana's API on loopback."""
-    stand_in = StandIn()
+    stand_in = StandIn(json_server)
     yield stand_in
-    stand_in.end()
+    stand_in.released.set()
