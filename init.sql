@@ -622,4 +622,14 @@ COMMENT ON COLUMN ledger.unaccounted_seconds IS
 INSERT INTO schema_migrations (version, name, checksum)
 VALUES (3, 'ledger', 'ff780da8248aa203c5118aa4fb26eec394cd1a1d7cc5cf253eec85a54444fbd4');
 
+-- 0004_gpu_described_at
+-- Nodes whose records lie in different partitions can speak of one GPU, as when it was moved, and in which order they
+-- are read is nobody's to say: the newest word has to be known by its time. Of the words before this one no time is known.
+
+ALTER TABLE gpus ADD COLUMN described_at timestamptz NOT NULL DEFAULT '-infinity';
+COMMENT ON COLUMN gpus.described_at IS 'When the newest record was collected that said what stands here';
+
+INSERT INTO schema_migrations (version, name, checksum)
+VALUES (4, 'gpu_described_at', '27d1d0a2867b828c11266b162f34e143ab9e364f8dcc782b22159eab4899c2cc');
+
 COMMIT;

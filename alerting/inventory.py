@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg import Connection
 
@@ -12,6 +12,8 @@ from alerting.partition import OwnedNode, Placement
 from alerting.queries import SQL
 from alerting.transitions import NodeStatus
 from gpu_telemetry.records import GpuRecord, ScrapeRecord
+
+_T = TypeVar("_T")
 
 # What a placement last said of its GPU; compared as one with each record's.
 described_gpu = attrgetter("model", "driver_version", "pci_bus_id", "memory_total_mib")
@@ -40,13 +42,50 @@ class _Turns:
         self.removed_at = record.collected_at if record.removed else None
 
 
+@dataclass(slots=True)
+class _Gpu:
+    """What the records of one GPU in a batch say of it together, from whichever nodes and in whichever order they came.
+
+    The newest word counts; what it leaves out, an older one tells. The statement `upsert_gpus` does the same with what
+    the table holds: nodes of several partitions, each with its own order, can speak of one GPU that was moved.
+    """
+
+    first_seen: datetime
+    described_at: datetime
+    model: str | None = None
+    driver_version: str | None = None
+    pci_bus_id: str | None = None
+    memory_total_mib: int | None = None
+
+    def take(self, record: GpuRecord) -> None:
+        # The memory of a MIG instance is not the GPU's.
+        memory = record.memory_total_mib if record.mig_instance is None else None
+        at = record.collected_at
+        self.first_seen = min(at, self.first_seen)
+        if at >= self.described_at:
+            self.described_at = at
+            self.model = _known(record.model, self.model)
+            self.driver_version = _known(record.driver_version, self.driver_version)
+            self.pci_bus_id = _known(record.pci_bus_id, self.pci_bus_id)
+            self.memory_total_mib = _known(memory, self.memory_total_mib)
+        else:
+            self.model = _known(self.model, record.model)
+            self.driver_version = _known(self.driver_version, record.driver_version)
+            self.pci_bus_id = _known(self.pci_bus_id, record.pci_bus_id)
+            self.memory_total_mib = _known(self.memory_total_mib, memory)
+
+
+def _known(first: _T | None, second: _T | None) -> _T | None:
+    return second if first is None else first
+
+
 class Inventory:
     """The changes of one batch."""
 
     def __init__(self) -> None:
         self._new_nodes: dict[str, GpuRecord | ScrapeRecord] = {}
         self._turns: dict[str, _Turns] = {}
-        self._gpus: dict[str, GpuRecord] = {}
+        self._gpus: dict[str, _Gpu] = {}
         self._new_placements: list[tuple[Placement, GpuRecord]] = []
 
     def node(self, node: OwnedNode, record: GpuRecord | ScrapeRecord) -> None:
@@ -67,13 +106,14 @@ class Inventory:
             placement = Placement(0, described_gpu(record))
             node.placements[record.gpu_index, record.gpu_uuid, record.mig_instance] = placement
             self._new_placements.append((placement, record))
-            if newest:
-                self._gpus[record.gpu_uuid] = record
-            else:
-                self._gpus.setdefault(record.gpu_uuid, record)
         elif newest:
             placement.gpu = described_gpu(record)
-            self._gpus[record.gpu_uuid] = record
+        else:
+            return placement
+        gpu = self._gpus.get(record.gpu_uuid)
+        if gpu is None:
+            gpu = self._gpus[record.gpu_uuid] = _Gpu(record.collected_at, record.collected_at)
+        gpu.take(record)
         return placement
 
     def write(
@@ -134,13 +174,13 @@ class Inventory:
         connection.execute(
             SQL["upsert_gpus"],
             {
-                "gpu_uuids": [gpu.gpu_uuid for gpu in gpus],
+                "gpu_uuids": list(self._gpus),
                 "models": [gpu.model for gpu in gpus],
                 "driver_versions": [gpu.driver_version for gpu in gpus],
                 "pci_bus_ids": [gpu.pci_bus_id for gpu in gpus],
-                # The memory of a MIG instance is not the GPU's.
-                "memory_totals": [gpu.memory_total_mib if gpu.mig_instance is None else None for gpu in gpus],
-                "ats": [gpu.collected_at for gpu in gpus],
+                "memory_totals": [gpu.memory_total_mib for gpu in gpus],
+                "first_seens": [gpu.first_seen for gpu in gpus],
+                "described_ats": [gpu.described_at for gpu in gpus],
             },
         )
 

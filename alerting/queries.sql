@@ -127,19 +127,27 @@ UPDATE nodes AS n
 SELECT node_id, interval_ms FROM nodes WHERE removed_at IS NULL;
 
 -- name: upsert_gpus
--- GPUs that are new, or of which something changed.
-INSERT INTO gpus (gpu_uuid, model, driver_version, pci_bus_id, memory_total_mib, first_seen)
-SELECT v.gpu_uuid, v.model, v.driver_version, v.pci_bus_id, v.memory_total_mib, v.at
+-- GPUs that are new, or of which something changed: the newest word counts, and what it leaves out, an older one tells.
+INSERT INTO gpus AS g (gpu_uuid, model, driver_version, pci_bus_id, memory_total_mib, first_seen, described_at)
+SELECT v.gpu_uuid, v.model, v.driver_version, v.pci_bus_id, v.memory_total_mib, v.first_seen, v.described_at
   FROM unnest(%(gpu_uuids)s::text[], %(models)s::text[], %(driver_versions)s::text[], %(pci_bus_ids)s::text[],
-              %(memory_totals)s::integer[], %(ats)s::timestamptz[])
-       AS v (gpu_uuid, model, driver_version, pci_bus_id, memory_total_mib, at)
+              %(memory_totals)s::integer[], %(first_seens)s::timestamptz[], %(described_ats)s::timestamptz[])
+       AS v (gpu_uuid, model, driver_version, pci_bus_id, memory_total_mib, first_seen, described_at)
  ORDER BY v.gpu_uuid
 ON CONFLICT (gpu_uuid) DO UPDATE
-   SET model = coalesce(excluded.model, gpus.model),
-       driver_version = coalesce(excluded.driver_version, gpus.driver_version),
-       pci_bus_id = coalesce(excluded.pci_bus_id, gpus.pci_bus_id),
-       memory_total_mib = coalesce(excluded.memory_total_mib, gpus.memory_total_mib),
-       first_seen = least(excluded.first_seen, gpus.first_seen);
+   SET model = CASE WHEN excluded.described_at >= g.described_at
+                    THEN coalesce(excluded.model, g.model) ELSE coalesce(g.model, excluded.model) END,
+       driver_version = CASE WHEN excluded.described_at >= g.described_at
+                             THEN coalesce(excluded.driver_version, g.driver_version)
+                             ELSE coalesce(g.driver_version, excluded.driver_version) END,
+       pci_bus_id = CASE WHEN excluded.described_at >= g.described_at
+                         THEN coalesce(excluded.pci_bus_id, g.pci_bus_id)
+                         ELSE coalesce(g.pci_bus_id, excluded.pci_bus_id) END,
+       memory_total_mib = CASE WHEN excluded.described_at >= g.described_at
+                               THEN coalesce(excluded.memory_total_mib, g.memory_total_mib)
+                               ELSE coalesce(g.memory_total_mib, excluded.memory_total_mib) END,
+       first_seen = least(excluded.first_seen, g.first_seen),
+       described_at = greatest(excluded.described_at, g.described_at);
 
 -- name: insert_placements
 -- Placements that are new; gives their ids.

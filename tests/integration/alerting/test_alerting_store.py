@@ -1,7 +1,8 @@
 """The statements fit the schema, and rows come back as the records that they were."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
 from pathlib import Path
 
 import msgspec
@@ -98,15 +99,17 @@ def full_scrape(**changes):
 
 def store(connection, records, scrapes=()):
     """Store records as a batch does; gives how many were there already."""
-    node = OwnedNode(Engine(load_rules()).new_node("node-1"), stored=False)
+    engine = Engine(load_rules())
+    nodes = {each: OwnedNode(engine.new_node(each), stored=False) for each in {record.node_id for record in records}}
     inventory = Inventory()
     rows, turns = EncodedRows(connection, GPU_METRICS), EncodedRows(connection, SCRAPES)
     with connection.transaction(), connection.cursor() as cursor:
         placements = []
         for record in records:
+            node = nodes[record.node_id]
             inventory.node(node, record)
             placements.append(inventory.gpu(node, None, record, newest=True))
-        inventory.write(connection, {"node-1": node}, {"node-1": "healthy"})
+        inventory.write(connection, nodes, dict.fromkeys(nodes, "healthy"))
         for placement, record in zip(placements, records, strict=True):
             rows.add(gpu_row(placement, record, wire_time(record.collected_at)))
         for record in scrapes:
@@ -150,4 +153,24 @@ def test_the_memory_of_a_mig_instance_is_not_its_gpus(connection):
     assert connection.execute("SELECT mig_instance, mig_profile FROM placements ORDER BY 1 NULLS FIRST").fetchall() == [
         (None, None),
         ("1", "1g.10gb"),
+    ]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_gpu_that_was_moved_is_described_by_its_newest_record_whichever_node_is_read_first(
+    connection, order, batches
+):
+    hour = timedelta(hours=1)
+    records = [
+        full_record(driver_version="570.1", memory_total_mib=80000),
+        full_record(node_id="node-2", pci_bus_id="00000000:1B:00.0", memory_total_mib=None, collected_at=AT + hour),
+        full_record(node_id="node-3", model=None, pci_bus_id="00000000:2C:00.0", collected_at=AT + 2 * hour,
+                    memory_total_mib=10000, mig_instance="1"),
+    ]  # fmt: skip
+    told = [records[number] for number in order]
+    for batch in [told] if batches == 1 else [[record] for record in told]:
+        store(connection, batch)
+    assert connection.execute("SELECT * FROM gpus").fetchall() == [
+        ("GPU-1", "NVIDIA H100", "580.1", "00000000:2C:00.0", 80000, AT, AT + 2 * hour)
     ]
