@@ -28,6 +28,8 @@ _TICK_SECONDS: Final = 0.05
 _CLOSING_TICK_SECONDS: Final = 0.01
 # One call to librdkafka: about a millisecond of the loop's time.
 _BATCH_MESSAGES: Final = 500
+# A look at the topic gives up after 10 s; that Kafka does not answer is said before.
+_PATIENCE_SECONDS: Final = 2.0
 _VERIFY_RETRY_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 _CLOSING_RECORD: Final = b'"kind":"scrape"'
 _KIND_WITHIN: Final = 64
@@ -86,8 +88,10 @@ class Publisher:
         self._handed_bytes = 0
         self._failed_unaccounted = [0, 0]  # messages and GPU records among those handed over
         self._topic_seen = False
+        self._topic_trouble = ""
         self._fatal = False
         self._unreachable = False
+        self._last_error = ""
         self.published_gpu_records = 0
 
     # -- what the scraper uses ------------------------------------------------------------------------------------
@@ -136,6 +140,7 @@ class Publisher:
         """Look for the topic, and deliver until cancelled; `close` then delivers the rest."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look_for_topic())
+            tasks.create_task(self._tell_of_waiting())
             tasks.create_task(self._deliver())
 
     async def close(self, deadline_seconds: float) -> Undelivered:
@@ -160,23 +165,27 @@ class Publisher:
         return left
 
     async def _look_for_topic(self) -> None:
-        told = ""
         for attempt in range(2**31):
             try:
                 await in_daemon_thread(lambda: self._verify(self._kafka))
-            except (TopicError, KafkaException) as error:
-                text = (
-                    str(error) if isinstance(error, TopicError) else f"Kafka cannot be reached: {error.args[0].str()}"
-                )
-                if text != told:
-                    _log.error("%s; scraping goes on, records wait", text)
-                    told = text
+            except TopicError as error:
+                if str(error) != self._topic_trouble:
+                    self._topic_trouble = str(error)
+                    _log.error("%s; scraping goes on, records wait", error)
+            except KafkaException as error:
+                self._say_unreachable(error.args[0].str())
             else:
                 break
             await asyncio.sleep(_VERIFY_RETRY_SECONDS[min(attempt, len(_VERIFY_RETRY_SECONDS) - 1)])
-        if told:
+        if self._unreachable or self._topic_trouble:
             _log.info("Kafka has the topic %s, %d scrapes waited", self._kafka.topic, len(self._queue))
+        self._unreachable = False
         self._topic_seen = True
+
+    async def _tell_of_waiting(self) -> None:
+        await asyncio.sleep(_PATIENCE_SECONDS)
+        if not (self._topic_seen or self._topic_trouble):
+            self._say_unreachable(self._last_error or "no answer yet")
 
     async def _deliver(self) -> None:
         while True:
@@ -233,9 +242,11 @@ class Publisher:
             self._failed_unaccounted = [max(0, failed - batch.messages), max(0, failed_gpu_records - batch.gpu_records)]
             self.published_gpu_records += max(0, batch.gpu_records - failed_gpu_records)
             self._metrics.delivered_messages.inc(max(0, batch.messages - failed))
-            if self._unreachable and failed < batch.messages:
-                self._unreachable = False
-                _log.info("Kafka takes records again, %d scrapes wait", len(self._queue))
+            if failed < batch.messages:
+                self._last_error = ""
+                if self._unreachable:
+                    self._unreachable = False
+                    _log.info("Kafka takes records again, %d scrapes wait", len(self._queue))
 
     def _take(self) -> _Waiting:
         waiting = self._queue.popleft()
@@ -283,9 +294,16 @@ class Publisher:
         if error.fatal():
             _log.error("the Kafka client has to start again: %s", error.str())
             self._fatal = True
-        elif self._topic_seen and not self._unreachable:
+        elif error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - its public name
+            self._last_error = error.str()  # of one broker, or one address of it: the others may do
+        elif self._topic_seen:
+            self._say_unreachable(self._last_error or error.str())
+
+    def _say_unreachable(self, cause: str) -> None:
+        """Once an outage."""
+        if not self._unreachable:
             self._unreachable = True
-            _log.error("Kafka cannot be reached, records wait: %s", error.str())
+            _log.error("Kafka cannot be reached, scraping goes on, records wait: %s", cause)
 
     def _renew(self) -> None:
         """Start another client after an error that this one cannot get over; what it held is reported as failed."""

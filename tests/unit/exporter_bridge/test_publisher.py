@@ -5,9 +5,10 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from exporter_bridge.metrics import BridgeMetrics
+from exporter_bridge.producer import make_producer
 from exporter_bridge.publisher import Publisher
 from exporter_bridge.records import Scrape
 from gpu_telemetry.kafka import TopicError
@@ -182,6 +183,32 @@ def test_nothing_is_handed_over_before_the_topic_is_there(on_loop, mock_broker, 
     assert on_loop(run()) == (0, 0)
     assert len(stage.read(3)) == 3
     assert caplog.text.count("topic late does not exist: run `gpu-telemetry topics ensure`") == 1
+
+
+def test_a_broker_that_is_away_is_no_outage_and_all_of_them_are_one(on_loop, mock_broker, caplog, monkeypatch):
+    clients = []
+
+    def keep(kafka, on_error):
+        clients.append(on_error)
+        return make_producer(kafka, on_error)
+
+    monkeypatch.setattr("exporter_bridge.publisher.make_producer", keep)
+    stage = Stage(mock_broker, "outage")
+    stage.publisher.publish(scrape("node-1", 1))
+    assert on_loop(stage.deliver()) == (0, 0)
+    [client] = clients
+    one, every = KafkaError(KafkaError._TRANSPORT, "b-2: refused"), KafkaError(KafkaError._ALL_BROKERS_DOWN, "2/2 down")
+    client(one)
+    assert "Kafka" not in caplog.text
+    client(every)
+    client(one)
+    client(every)
+    assert caplog.text.count("Kafka cannot be reached, scraping goes on, records wait: b-2: refused") == 1
+    stage.publisher.publish(scrape("node-1", 2))
+    assert on_loop(stage.deliver()) == (0, 0)
+    assert caplog.text.count("Kafka takes records again") == 1
+    client(every)
+    assert caplog.text.count("Kafka cannot be reached, scraping goes on, records wait: 2/2 down") == 1
 
 
 def test_closing_without_kafka_keeps_to_its_deadline_and_says_what_is_left(on_loop, free_ports):
