@@ -1,28 +1,41 @@
 """Slow reading in slices, and what is said of many nodes at once."""
 
 import asyncio
-import time
+from types import SimpleNamespace
 
+import pytest
+
+from exporter_bridge import slicing
 from exporter_bridge.slicing import SLICE_SECONDS, SlicedReader
 from exporter_bridge.telling import NodeLog
 
 
-def steps(count, seconds, result="page"):
-    for _ in range(count):
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            pass
-        yield
-    if result is None:
-        raise ZeroDivisionError
-    return result
+@pytest.fixture
+def steps(monkeypatch):
+    """`steps(count, seconds, result)`: a page that is read in so many steps, each of which takes so long.
+
+    The time is ours: a machine that is busy would take a known page for a new one.
+    """
+    now = 0.0
+
+    def make(count, seconds, result="page"):
+        nonlocal now
+        for _ in range(count):
+            now += seconds
+            yield
+        if result is None:
+            raise ZeroDivisionError
+        return result
+
+    monkeypatch.setattr(slicing, "time", SimpleNamespace(perf_counter=lambda: now))
+    return make
 
 
 def unexpected():
     raise AssertionError
 
 
-def test_known_pages_that_come_in_one_go_are_read_in_one_go(on_loop):
+def test_known_pages_that_come_in_one_go_are_read_in_one_go(on_loop, steps):
     async def run():
         got = []
         reader = SlicedReader(asyncio.get_running_loop())
@@ -35,7 +48,7 @@ def test_known_pages_that_come_in_one_go_are_read_in_one_go(on_loop):
     assert on_loop(run()) == (([], 2), ["one", "two"], 0)
 
 
-def test_a_crowd_of_known_pages_is_read_in_slices(on_loop, loopback):
+def test_a_crowd_of_known_pages_is_read_in_slices(on_loop, loopback, steps):
     async def run():
         got, slices = [], []
         reader = SlicedReader(asyncio.get_running_loop(), lambda: slices.append(len(got)))
@@ -49,7 +62,7 @@ def test_a_crowd_of_known_pages_is_read_in_slices(on_loop, loopback):
     assert max(after - before for before, after in zip([0, *slices], slices, strict=False)) <= 5
 
 
-def test_new_pages_are_read_first_come_first_served_while_known_ones_pass(on_loop):
+def test_new_pages_are_read_first_come_first_served_while_known_ones_pass(on_loop, steps):
     async def run():
         got = []
         reader = SlicedReader(asyncio.get_running_loop())
@@ -68,7 +81,7 @@ def test_new_pages_are_read_first_come_first_served_while_known_ones_pass(on_loo
     assert passed >= 5
 
 
-def test_new_pages_go_on_however_many_known_ones_come(on_loop):
+def test_new_pages_go_on_however_many_known_ones_come(on_loop, steps):
     async def run():
         got = []
         reader = SlicedReader(asyncio.get_running_loop())
@@ -83,7 +96,7 @@ def test_new_pages_go_on_however_many_known_ones_come(on_loop):
     assert "new" in on_loop(run())
 
 
-def test_a_page_that_is_said_to_be_new_waits_for_those_before_it_and_for_known_ones(on_loop, loopback):
+def test_a_page_that_is_said_to_be_new_waits_for_those_before_it_and_for_known_ones(on_loop, loopback, steps):
     async def run():
         got = []
         reader = SlicedReader(asyncio.get_running_loop())
@@ -96,7 +109,7 @@ def test_a_page_that_is_said_to_be_new_waits_for_those_before_it_and_for_known_o
     assert on_loop(run()) == ["known", "slow", "new"]
 
 
-def test_a_page_on_which_reading_fails_costs_that_page(on_loop, loopback):
+def test_a_page_on_which_reading_fails_costs_that_page(on_loop, loopback, steps):
     async def run():
         got, failed = [], []
         reader = SlicedReader(asyncio.get_running_loop())
@@ -108,7 +121,7 @@ def test_a_page_on_which_reading_fails_costs_that_page(on_loop, loopback):
     assert on_loop(run()) == (["page"], [1])
 
 
-def test_after_a_stop_nothing_is_read(on_loop):
+def test_after_a_stop_nothing_is_read(on_loop, steps):
     async def run():
         reader = SlicedReader(asyncio.get_running_loop())
         reader.read(steps(5, SLICE_SECONDS), unexpected, unexpected)
