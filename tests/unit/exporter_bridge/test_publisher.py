@@ -193,22 +193,36 @@ def test_a_broker_that_is_away_is_no_outage_and_all_of_them_are_one(on_loop, moc
         return make_producer(kafka, on_error)
 
     monkeypatch.setattr("exporter_bridge.publisher.make_producer", keep)
+    caplog.set_level("INFO")
     stage = Stage(mock_broker, "outage")
-    stage.publisher.publish(scrape("node-1", 1))
-    assert on_loop(stage.deliver()) == (0, 0)
-    [client] = clients
     one, every = KafkaError(KafkaError._TRANSPORT, "b-2: refused"), KafkaError(KafkaError._ALL_BROKERS_DOWN, "2/2 down")
-    client(one)
-    assert "Kafka" not in caplog.text
-    client(every)
-    client(one)
-    client(every)
-    assert caplog.text.count("Kafka cannot be reached, scraping goes on, records wait: b-2: refused") == 1
-    stage.publisher.publish(scrape("node-1", 2))
-    assert on_loop(stage.deliver()) == (0, 0)
-    assert caplog.text.count("Kafka takes records again") == 1
-    client(every)
-    assert caplog.text.count("Kafka cannot be reached, scraping goes on, records wait: 2/2 down") == 1
+
+    async def deliver(number):
+        stage.publisher.publish(scrape("node-1", number, gpus=1))
+        deadline = asyncio.get_running_loop().time() + 10
+        while stage.publisher.published_gpu_records < number:
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.01)
+
+    async def run():
+        running = asyncio.create_task(stage.publisher.run())
+        await deliver(1)
+        [client] = clients
+        client(one)
+        assert "Kafka" not in caplog.text
+        for error in (every, one, every):
+            client(error)
+        await deliver(2)
+        client(every)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    on_loop(run())
+    assert [record.getMessage() for record in caplog.records] == [
+        "Kafka cannot be reached, scraping goes on, records wait: b-2: refused",
+        "Kafka takes records again, 0 scrapes wait",
+        "Kafka cannot be reached, scraping goes on, records wait: 2/2 down",
+    ]
 
 
 def test_closing_without_kafka_keeps_to_its_deadline_and_says_what_is_left(on_loop, free_ports):
