@@ -15,6 +15,7 @@ from alerting.batch import Batch, Slice
 from alerting.consumer import RecordStream
 from alerting.days import Days
 from alerting.dead_letters import DeadLetterPublisher, NotDelivered
+from alerting.lag import Lag
 from alerting.metrics import Metrics
 from alerting.retrying import delay_seconds, is_conflict, is_data_error, is_outage
 from alerting.rows import UNENCODABLE
@@ -48,6 +49,7 @@ class Intake:
         metrics: Metrics,
         clock: Clock,
         stop: threading.Event,
+        lag: Lag,
     ) -> None:
         self._session = session
         self._stream = stream
@@ -57,6 +59,7 @@ class Intake:
         self._metrics = metrics
         self._clock = clock
         self._stop = stop
+        self._lag = lag
 
     def take_in(self, batch: Batch) -> Outcome | None:
         """Commit the batch (an empty one takes in commands alone) and give what it came to.
@@ -134,6 +137,7 @@ class Intake:
         self._stream.hold()
         while not self._stop.is_set() and (left := until - self._clock.monotonic()) > 0:
             self._stream.take(1, min(left, _POLL_WHILE_WAITING_SECONDS))
+            self._lag.measure()
 
     def _set_apart(self, batch: Batch, error: Exception) -> None:
         """Find the record that the database refuses and make it a dead letter."""

@@ -1,4 +1,4 @@
-"""Looks out, now and then: how far behind this worker is, which nodes are silent, which rules cannot fire."""
+"""Looks out, now and then: which nodes are silent, which rules cannot fire."""
 
 import logging
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import Final
 
 import psycopg
 
-from alerting.consumer import LogEnds
 from alerting.engine import Engine
+from alerting.lag import Lag
 from alerting.metrics import Metrics
 from alerting.node_state import LONG_AGO
 from alerting.partition import OwnedPartition
@@ -33,7 +33,7 @@ class Lookout:
         self,
         *,
         session: Session,
-        ends: LogEnds,
+        lag: Lag,
         silences: SilencePublisher,
         engine: Engine,
         worker_id: str,
@@ -41,7 +41,7 @@ class Lookout:
         clock: Clock,
     ) -> None:
         self._session = session
-        self._ends = ends
+        self._lag = lag
         self._silences = silences
         self._engine = engine
         self._worker_id = worker_id
@@ -57,29 +57,12 @@ class Lookout:
         if now - self._looked_at < EVERY_SECONDS:
             return
         self._looked_at = now
-        answer = self._ends.poll([part.number for part in placed], now)
-        if answer is not None:
-            self._measure(placed, *answer)
+        self._lag.measure()
         for part in placed:
             self._tell_silence(part)
         self._silences.poll()
-        self._metrics.partitions.set(len(placed))
         self._metrics.nodes.set(sum(len(part.watch) for part in placed))
-        known = [self._began_at if (until := part.watch.caught_up_until) is None else until for part in placed]
-        self._metrics.lag_seconds.set(now - min(known, default=now))
         self._tell_unseen(now)
-
-    def _measure(self, placed: Sequence[OwnedPartition], asked_at: float, ends: dict[int, int]) -> None:
-        """Compare the positions with the log's ends, as the broker told them for that time."""
-        behind = 0
-        for part in placed:
-            end = ends.get(part.number)
-            if end is None or part.position is None:
-                continue
-            behind += max(0, end - part.position.next_offset)
-            if part.position.next_offset >= end:
-                part.watch.caught_up(asked_at)
-        self._metrics.lag_records.set(behind)
 
     def _tell_silence(self, part: OwnedPartition) -> None:
         quiet = dict(islice(part.watch.quiet(), MOST_A_ROUND))

@@ -58,7 +58,7 @@ class Metrics:
         )
         self.lag_records = self._gauge("lag_records", "Records in the owned partitions that are not taken in yet.")
         self.lag_seconds = self._gauge("lag_seconds", "How long ago all that the broker then had was taken in.")
-        self.partitions = self._gauge("partitions_owned", "Partitions that this worker reads.")
+        self.partitions = self._gauge("partitions_owned", "Partitions that this worker owns.")
         self.nodes = self._gauge("nodes_watched", "Nodes of these partitions that are expected to be heard.")
         self.last_commit = self._gauge("last_commit_timestamp_seconds", "When the last batch was committed.")
         self.unseen_fields = Gauge(

@@ -21,6 +21,7 @@ from alerting.dead_letters import DeadLetterPublisher, make_producer
 from alerting.engine import Engine
 from alerting.housekeeping import Housekeeping
 from alerting.intake import Intake
+from alerting.lag import Lag
 from alerting.log_watch import LogWatch
 from alerting.lookout import Lookout
 from alerting.metrics import Metrics, make_listener
@@ -85,6 +86,7 @@ class Service:
             producer = make_producer(self._kafka, settings.worker_id)
             session = Session(self._database_settings, metrics)
             stream = RecordStream(self._kafka, settings)
+            lag = Lag(stream, LogEnds(self._kafka), metrics, clock)
             days = Days(clock, settings.retention_days)
             intake = Intake(
                 session=session,
@@ -95,10 +97,11 @@ class Service:
                 metrics=metrics,
                 clock=clock,
                 stop=self._stop,
+                lag=lag,
             )
             lookout = Lookout(
                 session=session,
-                ends=LogEnds(self._kafka),
+                lag=lag,
                 silences=SilencePublisher(producer, self._kafka.topic),
                 engine=engine,
                 worker_id=settings.worker_id,

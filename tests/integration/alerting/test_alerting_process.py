@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
 
@@ -55,6 +56,33 @@ def test_it_says_what_it_does_serves_its_metrics_and_ends_on_sigterm(
     assert datetime.now(UTC) - begun < timedelta(seconds=10)
     wait_for(lambda: any("Alert engine stopped" in line for line in process.lines), 5)
     assert not [line for line in process.lines if "Traceback" in line]
+
+
+def test_how_far_behind_it_is_shows_while_the_database_is_away(
+    stream, make_fleet, engine_process, wait_for, free_ports, postgres_server
+):
+    [port] = free_ports(1)
+    fleet = make_fleet(nodes=3, gpus=4, start=datetime.now(UTC) - timedelta(minutes=10))
+    process = engine_process(ALERTING_LISTEN=f"127.0.0.1:{port}")
+
+    def gauge(name):
+        page = read(f"http://127.0.0.1:{port}/metrics")[1]
+        return float(re.search(rf"^alert_engine_{name} (\S+)$", page, re.MULTILINE)[1])
+
+    stream.send(*fleet.round())
+    stream.flush()
+    wait_for(lambda: stream.taken_in() == 15, 60, lambda: "".join(process.lines))
+    wait_for(lambda: gauge("lag_records") == 0 and gauge("lag_seconds") < 4, 30)
+    [(name,)] = stream.query("SELECT current_database()")
+    with psycopg.connect(postgres_server.database_url("postgres"), autocommit=True) as other:
+        other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        stream.send(*fleet.round(), *fleet.round())
+        stream.flush()
+        wait_for(lambda: gauge("lag_records") == 30 and gauge("lag_seconds") > 5, 30, lambda: "".join(process.lines))
+        other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    wait_for(lambda: gauge("lag_records") == 0 and gauge("lag_seconds") < 4, 60, lambda: "".join(process.lines))
+    assert stream.taken_in() == 45
 
 
 def test_two_engines_share_the_partitions_and_a_node_moves_with_its_state(stream, make_fleet, start, wait_for, caplog):
