@@ -46,17 +46,55 @@ TITLES: Final = {
 # As SQL and PromQL conditions; an unset choice is the regular expression for all.
 IN_DATACENTER: Final = "coalesce(n.datacenter, '') ~ '^(${datacenter:regex})$'"
 IN_NODE: Final = "n.node_id ~ '^(${node:regex})$'"
-# Who used a GPU, of a row of gpu_metrics called m; null when nobody did.
-WORKLOAD_OF_ROW: Final = (
-    "(SELECT string_agg(coalesce(w ->> 'job', concat_ws('/', w ->> 'namespace', w ->> 'pod')), ', ')"
-    " FROM jsonb_array_elements(m.workloads) w)"
-)
 # Names with numbers in the order of the numbers.
 NODE_ORDER: Final = (
     r"regexp_replace(n.node_id, '\d+', '', 'g'),"
     r" nullif(regexp_replace(n.node_id, '\D+', '', 'g'), '')::numeric NULLS FIRST, n.node_id"
 )
 OF_MODEL: Final = "coalesce(g.model, '') ~ '^(${model:regex})$'"
+# A GPU stands where its newest record is, as the API has it, unless another took its place since: one that was not on
+# the page with it. The records of a page share their time, so a neighbour whose index moved when it fell off the bus is
+# told from one that was put in for it.
+_STANDING: Final = f"""
+(SELECT newest.gpu_uuid, newest.node_id, newest.gpu_index, newest.at, n.datacenter
+   FROM (
+       SELECT DISTINCT ON (p.gpu_uuid)
+              p.gpu_uuid, p.node_id, p.gpu_index, coalesce(r.collected_at, p.since) AS at
+         FROM placements p
+         LEFT JOIN LATERAL (
+             SELECT m.collected_at FROM gpu_metrics m
+              WHERE m.placement_id = p.placement_id
+              ORDER BY m.collected_at DESC LIMIT 1
+         ) r ON true
+        ORDER BY p.gpu_uuid, r.collected_at DESC NULLS LAST, p.placement_id DESC
+   ) newest
+   JOIN nodes n USING (node_id)
+  WHERE n.removed_at IS NULL AND {IN_DATACENTER}
+    AND NOT EXISTS (
+        SELECT FROM placements o
+         WHERE o.node_id = newest.node_id AND o.gpu_index = newest.gpu_index AND o.gpu_uuid <> newest.gpu_uuid
+           AND (o.since > newest.at OR EXISTS (
+               SELECT FROM gpu_metrics m WHERE m.placement_id = o.placement_id AND m.collected_at > newest.at))
+           AND NOT EXISTS (
+               SELECT FROM placements q JOIN gpu_metrics m USING (placement_id)
+                WHERE q.node_id = o.node_id AND q.gpu_uuid = o.gpu_uuid AND m.collected_at = newest.at))
+) place
+JOIN gpus g USING (gpu_uuid)
+""".strip()
+
+
+def standing(margin: int = 0) -> str:
+    """Each GPU that stands in a node of these datacenters, as `place`, and what is known of it, as `g`.
+
+    For a FROM that is indented by so many blanks.
+    """
+    return _STANDING.replace("\n", "\n" + " " * margin)
+
+
+def workloads_of(listed: str) -> str:
+    """Who is in a list of workloads (jsonb), each once and always in the same order; null when nobody is."""
+    name = "coalesce(w ->> 'job', concat_ws('/', w ->> 'namespace', w ->> 'pod'))"
+    return f"(SELECT string_agg(DISTINCT {name}, ', ' ORDER BY {name}) FROM jsonb_array_elements({listed}) w)"
 
 
 def variable(
@@ -247,7 +285,7 @@ def workload_states(place: str, condition: str) -> SqlQuery:
         f"""
         WITH used AS (
             SELECT m.collected_at AS at, {place} AS place, p.node_id, p.gpu_index, p.mig_instance,
-                   coalesce({WORKLOAD_OF_ROW}, 'free') AS workload,
+                   coalesce({workloads_of("m.workloads")}, 'free') AS workload,
                    3 * n.interval_ms * interval '1 millisecond' AS silence
               FROM gpu_metrics m JOIN placements p USING (placement_id) JOIN nodes n ON n.node_id = p.node_id
              WHERE {condition} AND $__timeFilter(m.collected_at)

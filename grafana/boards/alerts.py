@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders import stat
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, IN_DATACENTER, IN_NODE, NODE, OF_MODEL, Board, cell_link
+from grafana.board import GPU, IN_DATACENTER, IN_NODE, NODE, OF_MODEL, Board, cell_link, workloads_of
 from grafana.colours import CRITICAL, INFO, WARNING, bad_from_one, plain, steps
 from grafana.panels import column, lines, stat_panel, table_panel
 from grafana.severities import OUTCOME_MAPPING, RANK, severity_column, time_column
@@ -304,9 +304,7 @@ def _actions(built: Board) -> None:
                     ("When", "Outcome", "Reason", "Workloads", "Node", "GPU", "Took", "uuid"),
                     f"""
                     SELECT c.event_time AS "When", c.status AS "Outcome", c.reason AS "Reason",
-                           (SELECT string_agg(coalesce(w ->> 'job', concat_ws('/', w ->> 'namespace', w ->> 'pod')),
-                                              ', ')
-                              FROM jsonb_array_elements(c.action_details -> 'workloads') w) AS "Workloads",
+                           {workloads_of("c.action_details -> 'workloads'")} AS "Workloads",
                            a.node_id AS "Node", a.gpu_index AS "GPU",
                            extract(epoch FROM c.finished_at - c.event_time) AS "Took", a.gpu_uuid AS uuid
                     {_DECIDED} AND c.action_type = 'migrate_workload'

@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders import bargauge, prometheus, stat
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, IN_DATACENTER, NODE, OF_MODEL, Board, cell_link
+from grafana.board import GPU, IN_DATACENTER, NODE, OF_MODEL, Board, cell_link, standing
 from grafana.colours import CRITICAL, WARNING, bad_from_one, plain, rule_steps, steps
 from grafana.expressions import FLEET, SAMPLES_AN_HOUR
 from grafana.panels import (
@@ -96,18 +96,7 @@ def _at_a_glance(built: Board) -> None:
 
 
 def _funnel() -> bargauge.Panel:
-    known = f"""
-    SELECT count(*) AS "Total"
-      FROM (
-          -- The newest GPU of each place in nodes that are in the configuration.
-          SELECT DISTINCT ON (p.node_id, p.gpu_index) p.gpu_uuid
-            FROM placements p JOIN nodes n USING (node_id)
-           WHERE n.removed_at IS NULL AND {IN_DATACENTER}
-           ORDER BY p.node_id, p.gpu_index, p.since DESC
-      ) place
-      JOIN gpus g USING (gpu_uuid)
-     WHERE {OF_MODEL}
-    """
+    known = f'SELECT count(*) AS "Total"\nFROM {standing()}\nWHERE {OF_MODEL}'
     return bars(
         "From GPUs owned to work done",
         "Where do GPUs get lost on the way to useful work? Total: in the inventory. Reporting: on a page now. "

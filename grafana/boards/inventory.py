@@ -5,22 +5,14 @@ from typing import Final
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, IN_DATACENTER, NODE, NODE_ORDER, OF_MODEL, Board, cell_link
+from grafana.board import GPU, IN_DATACENTER, NODE, NODE_ORDER, OF_MODEL, Board, cell_link, standing
 from grafana.colours import CRITICAL, WARNING, plain, steps
 from grafana.expressions import FLEET
 from grafana.panels import column, organised, stat_panel, table_panel
 from grafana.severities import NODE_STATE, NODE_STATUS_MAPPING, time_column
 from grafana.sources import rows_or_words, sql, sql_or_words
 
-# The newest GPU of each place in nodes that are in the configuration.
-_PLACES: Final = f"""
-(SELECT DISTINCT ON (p.node_id, p.gpu_index) p.node_id, p.gpu_index, p.gpu_uuid, n.datacenter
-   FROM placements p JOIN nodes n USING (node_id)
-  WHERE n.removed_at IS NULL AND {IN_DATACENTER}
-  ORDER BY p.node_id, p.gpu_index, p.since DESC) place
-JOIN gpus g USING (gpu_uuid)
-""".strip()
-# By GPU, the newest record of any of its rows, of nodes that are in the configuration.
+# Of a GPU's newest records: one, or one for each of its MIG instances.
 _ERRORS: Final = {
     "XID": "m.xid_code",
     "ECC corrected": "m.ecc_single_bit_aggregate",
@@ -49,7 +41,7 @@ def inventory() -> Dashboard:
 
 
 def _counts(built: Board) -> None:
-    places = f"FROM {_PLACES} WHERE {OF_MODEL}"
+    places = f"FROM {standing()}\nWHERE {OF_MODEL}"
     built.put(
         4,
         *(
@@ -65,18 +57,18 @@ def _counts(built: Board) -> None:
                     "short",
                     0,
                 ),
-                ("GPUs", "How many GPUs stand in them?", f'SELECT count(*) AS "GPUs" {places}', "short", 0),
+                ("GPUs", "How many GPUs stand in them?", f'SELECT count(*) AS "GPUs"\n{places}', "short", 0),
                 (
                     "GPU memory",
                     "How much memory have they together?",
-                    f'SELECT coalesce(sum(g.memory_total_mib), 0)::double precision AS "Memory" {places}',
+                    f'SELECT coalesce(sum(g.memory_total_mib), 0)::double precision AS "Memory"\n{places}',
                     "mbytes",
                     1,
                 ),
                 (
                     "Drivers",
                     "How many driver versions are in use? One is easiest to support.",
-                    f'SELECT count(DISTINCT g.driver_version) AS "Drivers" {places}',
+                    f'SELECT count(DISTINCT g.driver_version) AS "Drivers"\n{places}',
                     "short",
                     0,
                 ),
@@ -148,19 +140,14 @@ def _errors(built: Board) -> None:
                     f"""
                     SELECT {shown}
                       FROM (
-                          SELECT p.node_id AS "Node", p.gpu_index AS "GPU", g.model AS "Model", {measured},
-                                 max(m.collected_at) AS "Newest record", p.gpu_uuid AS uuid
-                            FROM placements p
-                            JOIN nodes n USING (node_id)
-                            JOIN gpus g USING (gpu_uuid)
-                           CROSS JOIN LATERAL (
-                               SELECT * FROM gpu_metrics m
-                                WHERE m.placement_id = p.placement_id
-                                ORDER BY m.collected_at DESC LIMIT 1
-                           ) m
-                           WHERE n.removed_at IS NULL AND {IN_DATACENTER} AND {OF_MODEL}
-                           GROUP BY p.node_id, p.gpu_index, p.gpu_uuid, g.model
-                      ) newest
+                          SELECT place.node_id AS "Node", place.gpu_index AS "GPU", g.model AS "Model", {measured},
+                                 place.at AS "Newest record", place.gpu_uuid AS uuid
+                            FROM {standing(28)}
+                            JOIN placements p USING (node_id, gpu_index, gpu_uuid)
+                            JOIN gpu_metrics m ON m.placement_id = p.placement_id AND m.collected_at = place.at
+                           WHERE {OF_MODEL}
+                           GROUP BY 1, 2, 3, place.at, place.gpu_uuid
+                      ) gpu
                      WHERE {worst}
                      ORDER BY "Remap failed" DESC NULLS LAST, "ECC uncorrected" DESC NULLS LAST,
                               "XID" DESC NULLS LAST, "Remapped" DESC NULLS LAST, "ECC corrected" DESC NULLS LAST
@@ -200,10 +187,10 @@ def _nodes(built: Board) -> None:
                     ("Node", "State", "Datacenter", "Host name", "GPUs", "Models", "First seen", "Last seen"),
                     f"""
                     SELECT n.node_id AS "Node", {NODE_STATE} AS "State", n.datacenter AS "Datacenter",
-                           n.hostname AS "Host name", count(DISTINCT p.gpu_uuid) AS "GPUs",
+                           n.hostname AS "Host name", count(g.gpu_uuid) AS "GPUs",
                            string_agg(DISTINCT g.model, ', ') AS "Models", n.first_seen AS "First seen",
                            n.last_seen AS "Last seen"
-                      FROM nodes n LEFT JOIN placements p USING (node_id) LEFT JOIN gpus g USING (gpu_uuid)
+                      FROM nodes n LEFT JOIN ({standing(22)}) USING (node_id)
                      WHERE n.removed_at IS NULL AND {IN_DATACENTER} AND (g.gpu_uuid IS NULL OR {OF_MODEL})
                      GROUP BY n.node_id
                      ORDER BY array_position(ARRAY['down', 'unknown', 'critical', 'warning', 'healthy'], {NODE_STATE}),

@@ -377,22 +377,33 @@ def _ledger(built: Board) -> None:
                 sql_or_words(
                     columns,
                     """
-                    SELECT to_char(h.hour AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') AS "Hour",
-                           sum(e.announced)::bigint AS "Announced",
-                           sum(e.unannounced + e.estimated)::bigint AS "Otherwise expected",
-                           sum(e.stored)::bigint AS "Stored", sum(e.dropped)::bigint AS "Dropped",
-                           sum(e.missing)::bigint AS "Missing",
-                           (SELECT string_agg(r.reason || ' ' || r.records, ', ')
-                              FROM (SELECT d.reason, sum(d.gpu_records) AS records
-                                      FROM stream_drops d WHERE d.hour = h.hour GROUP BY d.reason) r)
-                               AS "Dropped, by reason"
-                      FROM generate_series(date_trunc('hour', now(), 'UTC') - interval '1 hour',
-                                           date_trunc('hour', now(), 'UTC'), interval '1 hour') AS h (hour)
-                     CROSS JOIN nodes n
-                     CROSS JOIN LATERAL ledger_entry(n.node_id, h.hour) e
-                     WHERE n.first_seen < h.hour + interval '1 hour' AND n.last_heard >= h.hour
-                     GROUP BY h.hour
-                     ORDER BY h.hour DESC
+                    WITH hours AS (
+                        SELECT date_trunc('hour', now(), 'UTC') - hours * interval '1 hour' AS hour
+                          FROM generate_series(0, 1) hours
+                    ),
+                    lines AS MATERIALIZED (
+                        SELECT k.node_id, k.hour, e.*
+                          FROM (
+                              SELECT n.node_id, h.hour
+                                FROM hours h JOIN nodes n
+                                  ON n.first_seen < h.hour + interval '1 hour' AND n.last_heard >= h.hour
+                               UNION
+                              SELECT d.node_id, d.hour FROM stream_drops d JOIN hours h USING (hour)
+                          ) k
+                         CROSS JOIN LATERAL ledger_entry(k.node_id, k.hour) e
+                    )
+                    SELECT to_char(l.hour AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"') AS "Hour",
+                           sum(l.announced)::bigint AS "Announced",
+                           sum(l.unannounced + l.estimated)::bigint AS "Otherwise expected",
+                           sum(l.stored)::bigint AS "Stored", sum(l.dropped)::bigint AS "Dropped",
+                           sum(l.missing)::bigint AS "Missing",
+                           (SELECT string_agg(r.reason || ' ' || r.records, ', ' ORDER BY r.records DESC, r.reason)
+                              FROM (SELECT d.key AS reason, sum(d.value::bigint) AS records
+                                      FROM lines o CROSS JOIN LATERAL jsonb_each_text(o.dropped_by_reason) d
+                                     WHERE o.hour = l.hour GROUP BY d.key) r) AS "Dropped, by reason"
+                      FROM lines l
+                     GROUP BY l.hour
+                     ORDER BY l.hour DESC
                     """,
                     words="No hour is counted yet",
                     column="Hour",
