@@ -626,10 +626,20 @@ VALUES (3, 'ledger', 'ff780da8248aa203c5118aa4fb26eec394cd1a1d7cc5cf253eec85a544
 -- Nodes whose records lie in different partitions can speak of one GPU, as when it was moved, and in which order they
 -- are read is nobody's to say: the newest word has to be known by its time. Of the words before this one no time is known.
 
-ALTER TABLE gpus ADD COLUMN described_at timestamptz NOT NULL DEFAULT '-infinity';
-COMMENT ON COLUMN gpus.described_at IS 'When the newest record was collected that said what stands here';
+ALTER TABLE gpus ADD COLUMN described_at timestamptz;
+COMMENT ON COLUMN gpus.described_at IS 'When the newest record was collected that said what stands here; null where none did yet';
 
 INSERT INTO schema_migrations (version, name, checksum)
-VALUES (4, 'gpu_described_at', '27d1d0a2867b828c11266b162f34e143ab9e364f8dcc782b22159eab4899c2cc');
+VALUES (4, 'gpu_described_at', '7288822a47aeaeb6d95c3b4101bbbf1499da201467d9db5142129aa70285570e');
+
+-- 0005_offset_generation
+-- A batch of commands alone takes in no record and moves no offset, and yet a worker that stood still meanwhile must
+-- not go on from what it knew: every batch raises the generation of the partitions that it wrote for.
+
+ALTER TABLE consumer_offsets ADD COLUMN generation bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN consumer_offsets.generation IS 'How many batches were taken in for the partition';
+
+INSERT INTO schema_migrations (version, name, checksum)
+VALUES (5, 'offset_generation', 'e602e993b3b3b9dea647a0c5b34b8ed9dce553608da99826868521157dda00e5');
 
 COMMIT;

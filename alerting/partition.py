@@ -15,10 +15,14 @@ class LogIdentity(NamedTuple):
 
 
 class Position(NamedTuple):
-    """The next offset to take in, as the database knows it, and the log that it counts in."""
+    """The next offset to take in, as the database knows it, the log that it counts in, and how many batches led there.
+
+    A batch of commands alone moves no offset: the generation tells a worker that another has written meanwhile.
+    """
 
     next_offset: int
     log: LogIdentity
+    generation: int = 0
 
 
 class Gap(NamedTuple):

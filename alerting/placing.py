@@ -34,18 +34,24 @@ def place(
     with connection.transaction():
         wanted = {"topic": topic, "partitions": [part.number for part in parts]}
         stored = {
-            number: Position(next_offset, LogIdentity(cluster_id, topic_id))
-            for number, next_offset, cluster_id, topic_id in connection.execute(SQL["lock_offsets"], wanted)
+            number: Position(next_offset, LogIdentity(cluster_id, topic_id), generation)
+            for number, next_offset, cluster_id, topic_id, generation in connection.execute(SQL["lock_offsets"], wanted)
         }
         for part in parts:
-            low, high = bounds[part.number]
             known = stored.get(part.number)
-            offset, gap = starting_point(known, log, low, high)
+            offset, gap = starting_point(known, log, *bounds[part.number])
+            if gap is not None:
+                # What the brokers said was before the lock: another worker may have gone on since, or in a newer log.
+                log = stream.log_identity()
+                offset, gap = starting_point(known, log, *stream.bounds(part))
+            generation = 0 if known is None else known.generation
             if known is None or gap is not None:
-                connection.execute(
+                row = connection.execute(
                     SQL["put_offset"],
                     {"topic": topic, "partition": part.number, **log._asdict(), "next_offset": offset},
-                )
+                ).fetchone()
+                assert row is not None
+                generation = row[0]
             if gap is not None:
                 record_gap(connection, topic, part.number, gap)
                 gaps.append(gap)
@@ -58,13 +64,14 @@ def place(
                     gap.to_offset,
                     offset,
                 )
-            starts.append((part, Position(offset, log)))
+            starts.append((part, Position(offset, log, generation)))
+        # Before any of them counts as placed: what is placed is not placed again should the connection be lost here.
+        watched = connection.execute(SQL["watched_nodes"]).fetchall()
     started = {part.number: part for part, position in starts if _start(stream, part, position)}
-    if started:
-        for node_id, interval_ms in connection.execute(SQL["watched_nodes"]):
-            placed = started.get(partition_of(node_id, partitions))
-            if placed is not None:
-                placed.watch.expect(node_id, interval_ms)
+    for node_id, interval_ms in watched:
+        placed = started.get(partition_of(node_id, partitions))
+        if placed is not None:
+            placed.watch.expect(node_id, interval_ms)
     return gaps
 
 

@@ -3,7 +3,7 @@
 
 -- name: lock_offsets
 -- The places of the worker's own partitions, locked: whoever holds these rows alone writes for those partitions.
-SELECT partition, next_offset, cluster_id, topic_id
+SELECT partition, next_offset, cluster_id, topic_id, generation
   FROM consumer_offsets
  WHERE topic = %(topic)s AND partition = ANY(%(partitions)s)
  ORDER BY partition
@@ -15,12 +15,13 @@ INSERT INTO consumer_offsets (topic, partition, cluster_id, topic_id, next_offse
 VALUES (%(topic)s, %(partition)s, %(cluster_id)s, %(topic_id)s, %(next_offset)s)
 ON CONFLICT (topic, partition) DO UPDATE
    SET cluster_id = excluded.cluster_id, topic_id = excluded.topic_id, next_offset = excluded.next_offset,
-       updated_at = now();
+       generation = consumer_offsets.generation + 1, updated_at = now()
+RETURNING generation;
 
 -- name: advance_offsets
 -- The places after a batch; the rows are locked already.
 UPDATE consumer_offsets AS o
-   SET next_offset = v.next_offset, updated_at = now()
+   SET next_offset = v.next_offset, generation = o.generation + 1, updated_at = now()
   FROM unnest(%(partitions)s::integer[], %(next_offsets)s::bigint[]) AS v (partition, next_offset)
  WHERE o.topic = %(topic)s AND o.partition = v.partition;
 
@@ -135,15 +136,15 @@ SELECT v.gpu_uuid, v.model, v.driver_version, v.pci_bus_id, v.memory_total_mib, 
        AS v (gpu_uuid, model, driver_version, pci_bus_id, memory_total_mib, first_seen, described_at)
  ORDER BY v.gpu_uuid
 ON CONFLICT (gpu_uuid) DO UPDATE
-   SET model = CASE WHEN excluded.described_at >= g.described_at
+   SET model = CASE WHEN excluded.described_at >= coalesce(g.described_at, '-infinity')
                     THEN coalesce(excluded.model, g.model) ELSE coalesce(g.model, excluded.model) END,
-       driver_version = CASE WHEN excluded.described_at >= g.described_at
+       driver_version = CASE WHEN excluded.described_at >= coalesce(g.described_at, '-infinity')
                              THEN coalesce(excluded.driver_version, g.driver_version)
                              ELSE coalesce(g.driver_version, excluded.driver_version) END,
-       pci_bus_id = CASE WHEN excluded.described_at >= g.described_at
+       pci_bus_id = CASE WHEN excluded.described_at >= coalesce(g.described_at, '-infinity')
                          THEN coalesce(excluded.pci_bus_id, g.pci_bus_id)
                          ELSE coalesce(g.pci_bus_id, excluded.pci_bus_id) END,
-       memory_total_mib = CASE WHEN excluded.described_at >= g.described_at
+       memory_total_mib = CASE WHEN excluded.described_at >= coalesce(g.described_at, '-infinity')
                                THEN coalesce(excluded.memory_total_mib, g.memory_total_mib)
                                ELSE coalesce(g.memory_total_mib, excluded.memory_total_mib) END,
        first_seen = least(excluded.first_seen, g.first_seen),

@@ -126,8 +126,10 @@ class BatchTransaction:
             self._forget(batch, owned)
             return outcome
         outcome.late = self._engine.counts.late - late
+        for partition, next_offset in _places(batch, self._commands_at_hand).items():
+            assert partition.position is not None
+            partition.position = Position(next_offset, partition.position.log, partition.position.generation + 1)
         for part in batch.slices:
-            part.partition.position = Position(part.next_offset, part.start.log)
             outcome.gaps += part.partition.holes
             part.partition.holes.clear()
         return outcome
@@ -153,8 +155,8 @@ class BatchTransaction:
         known = {part.number: part.position for part in owned}
         wanted = {"topic": self._topic, "partitions": sorted(known)}
         stored = {
-            number: Position(next_offset, LogIdentity(cluster_id, topic_id))
-            for number, next_offset, cluster_id, topic_id in connection.execute(SQL["lock_offsets"], wanted)
+            number: Position(next_offset, LogIdentity(cluster_id, topic_id), generation)
+            for number, next_offset, cluster_id, topic_id, generation in connection.execute(SQL["lock_offsets"], wanted)
         }
         if stored != known:
             differing = sorted(number for number in known if stored.get(number) != known[number])
@@ -316,13 +318,14 @@ class BatchTransaction:
         for part in batch.slices:
             for gap in part.partition.holes:
                 record_gap(connection, self._topic, part.partition.number, gap)
-        if batch.slices:
+        places = _places(batch, commands)
+        if places:
             connection.execute(
                 SQL["advance_offsets"],
                 {
                     "topic": self._topic,
-                    "partitions": [part.partition.number for part in batch.slices],
-                    "next_offsets": [part.next_offset for part in batch.slices],
+                    "partitions": [partition.number for partition in places],
+                    "next_offsets": list(places.values()),
                 },
             )
 
@@ -347,6 +350,12 @@ def owner_of(node_id: str, owned: Sequence[OwnedPartition], partitions: int) -> 
 def record_gap(connection: Connection[Any], topic: str, partition: int, gap: Gap) -> None:
     """Put a gap of the stream on record."""
     connection.execute(SQL["record_gap"], {"topic": topic, "partition": partition, **gap._asdict()})
+
+
+def _places(batch: Batch, commands: Iterable[_Command]) -> dict[OwnedPartition, int]:
+    """The partitions that the batch writes for, also by commands alone, and the next offset of each."""
+    places = {command.part: command.next_offset for command in commands}
+    return places | {part.partition: part.next_offset for part in batch.slices}
 
 
 def _touched(batch: Batch, commands: Iterable[_Command]) -> dict[str, OwnedNode]:

@@ -8,7 +8,7 @@ before any statement, before and after the commit. What is committed is what the
 import json
 import os
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -86,11 +86,12 @@ class Worker:
         self._url = url
         self._log = log
         self.connection = None
+        self.fenced = 0
         self.connect()
         self._days = Days(SystemClock(), 30)
         self._transaction = BatchTransaction(Engine(load_rules()), self._days, TOPIC, PARTITIONS)
-        self._parts = [OwnedPartition(number) for number in range(PARTITIONS)]
-        self._place()
+        self.parts = [OwnedPartition(number) for number in range(PARTITIONS)]
+        self.place()
 
     def connect(self):
         self.connection = MortalConnection.connect(
@@ -98,31 +99,37 @@ class Worker:
         )
         set_json_dumps(msgspec.json.encode, self.connection)
 
-    def _place(self):
+    def bounds(self, part):
+        """Where the log of a partition begins and ends."""
+        return 0, len(self._log[part.number])
+
+    def place(self):
+        """Lead the partitions that are not placed to their offsets."""
         stream = SimpleNamespace(
             log_identity=lambda: LogIdentity("cluster", "topic"),
-            bounds=lambda part: (0, len(self._log[part.number])),
+            bounds=self.bounds,
             start=lambda _part, _offset: True,
         )
-        place(self.connection, stream, TOPIC, self._parts, PARTITIONS)
+        place(self.connection, stream, TOPIC, [part for part in self.parts if part.position is None], PARTITIONS)
 
     def take(self, counts):
         """Take in so many messages of each partition, at most; with none at all, what people ask."""
         if self.connection.closed:
             self.connect()
         taken = []
-        for part, count in zip(self._parts, counts, strict=True):
+        for part, count in zip(self.parts, counts, strict=True):
             if part.position is None:
-                self._place()
+                self.place()
             offset = part.position.next_offset
             if messages := self._log[part.number][offset : offset + count]:
                 taken.append((part, messages))
         try:
-            self._transaction.apply(self.connection, decode_batch(taken), self._parts)
+            self._transaction.apply(self.connection, decode_batch(taken), self.parts)
         except Fenced:
-            for part in self._parts:
+            self.fenced += 1
+            for part in self.parts:
                 part.forget()
-            self._place()
+            self.place()
 
 
 class ModelAlert:
@@ -550,3 +557,74 @@ def test_whatever_happens_in_whatever_order_the_tables_are_what_the_model_says(m
     )
     for _ in soak.rounds():
         run_state_machine_as_test(seed(soak.seed)(machine), settings=bounds)
+
+
+@pytest.fixture
+def story(postgres_url):
+    """The machine as it begins, for what has to happen in one certain order."""
+    database.upgrade(DatabaseSettings.load(url=SecretStr(postgres_url)))
+    machine = Machine()
+    machine.url, machine.counts = postgres_url, defaultdict(int)
+    machine.begin()
+    yield machine
+    machine.teardown()
+
+
+def test_a_worker_that_stood_still_while_another_obeyed_a_person_alone_is_fenced(story):
+    worker, zombie = story.workers
+    story.turns("node-1", [(True, (91.0, None))])
+    zombie.take((20, 20))
+    worker.take((20, 20))  # fenced, and reads where the other got to
+    story.what_is_committed_is_what_the_model_says()
+    story.resolve(0)
+    worker.take((0, 0))  # no record, and no offset moves
+    story.what_is_committed_is_what_the_model_says()
+    story.turns("node-1", [(True, (96.0, None))])
+    zombie.take((20, 20))
+    assert (worker.fenced, zombie.fenced) == (1, 1)
+    zombie.take((20, 20))
+    # It is a new alert: what a person resolved is not raised.
+    story.what_is_committed_is_what_the_model_says()
+    assert story.database.execute("SELECT severity, resolved_reason FROM alerts ORDER BY id").fetchall() == [
+        ("warning", "manual"),
+        ("critical", None),
+    ]
+
+
+def test_records_that_another_worker_took_in_while_a_place_is_looked_for_are_no_cut_log(story):
+    worker, other = story.workers
+    story.turns("node-1", [(True, (60.0, 60.0))] * 2)
+    other.take((20, 20))
+    for part in worker.parts:
+        part.forget()
+    asked = worker.bounds
+
+    def asked_too_early(part):
+        answer = asked(part)
+        if part is worker.parts[-1] and len(other.parts) == PARTITIONS and not story.held:
+            story.held.append(None)
+            story.turns("node-1", [(True, (60.0, 60.0))])
+            other.take((20, 20))
+        return answer
+
+    worker.bounds = asked_too_early
+    worker.place()
+    story.held.clear()
+    assert story.database.execute("SELECT count(*) FROM stream_gaps").fetchone() == (0,)
+    assert [part.position for part in worker.parts] == [part.position for part in other.parts]
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_whose_connection_is_lost_while_it_is_placed_watches_its_nodes_all_the_same(story, steps):
+    story.turns("node-1", [(True, (60.0, 60.0))])
+    worker, _ = story.workers
+    worker.take((20, 20))
+    for part in worker.parts:
+        part.forget()
+    worker.connection.steps_left, worker.connection.fate = steps, psycopg.OperationalError("lost")
+    with suppress(psycopg.OperationalError):
+        worker.place()
+    worker.connection.close()
+    worker.connect()
+    worker.place()
+    assert sum(len(part.watch) for part in worker.parts) == 1
