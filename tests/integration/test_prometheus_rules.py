@@ -147,6 +147,15 @@ def test_values_are_held_to_the_range_of_the_field_table():
         assert bound == field.high / field.multiply_by, name
 
 
+def test_what_appears_is_new_within_the_window_in_which_a_rise_is():
+    judged = [rule["expr"] for rule in rules("alert") if "process_start_time_seconds" in rule["expr"]]
+    assert len(judged) > 5
+    for expression in judged:
+        (began,) = set(re.findall(r"time\(\) - (\d+)", expression))
+        windows = set(re.findall(r"(?:offset |\[)(\d+)m", expression))
+        assert windows == {str(int(began) // 60)}, expression
+
+
 def test_the_local_stack_has_the_jobs_and_rules_of_the_compose_stack():
     shipped, local = loaded(PROMETHEUS / "prometheus.yml"), prometheus_configuration(Ports(), 30)
     jobs = [{job["job_name"]: job for job in each["scrape_configs"]} for each in (shipped, local)]
