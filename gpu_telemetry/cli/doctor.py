@@ -70,9 +70,11 @@ def command(
     }
     paths = [*disks, directory.path] if stack else list(disks)
 
+    clock = SystemClock()
+
     def look() -> Iterator[Finding]:
-        yield from database_findings(database, SystemClock())
-        yield from kafka_findings(kafka, database, most_lag=most_lag, timeout_seconds=timeout_seconds)
+        yield from database_findings(database, clock)
+        yield from kafka_findings(kafka, database, clock, most_lag=most_lag, timeout_seconds=timeout_seconds)
         yield from service_findings(urls, timeout_seconds=timeout_seconds)
         yield disk_finding(paths)
 

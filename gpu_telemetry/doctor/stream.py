@@ -1,29 +1,30 @@
 """The checks of Kafka: its reach, the topics, how far behind the alert engine is, and the dead letters."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
+from psycopg import Connection
 
 from gpu_telemetry import database
-from gpu_telemetry.clock import SystemClock
+from gpu_telemetry.clock import Clock, to_milliseconds
 from gpu_telemetry.dead_letters import DeadLetterTopic
 from gpu_telemetry.doctor.finding import Finding, ok, unchecked, wrong
-from gpu_telemetry.kafka import TopicError, client_configuration, verify_topics
+from gpu_telemetry.kafka import TopicError, answer, client_configuration, verify_topics
 from gpu_telemetry.settings import DatabaseSettings, KafkaSettings
 
-# An alert engine that is well commits several times a second while there is anything to take in.
+# An alert engine that is well takes a record in within a second or two.
 _STUCK_AFTER: Final = timedelta(seconds=30)
 _RECENT: Final = timedelta(hours=2)
 _MOST_LETTERS: Final = 1000
 
 
 def kafka_findings(
-    kafka: KafkaSettings, settings: DatabaseSettings, *, most_lag: int, timeout_seconds: float
+    kafka: KafkaSettings, settings: DatabaseSettings, clock: Clock, *, most_lag: int, timeout_seconds: float
 ) -> Iterator[Finding]:
     """The findings about Kafka, one after another; `most_lag` is in records."""
     configuration: dict[str, Any] = dict(client_configuration(kafka))
@@ -59,57 +60,121 @@ def kafka_findings(
         return
     yield ok("topics", f"{kafka.topic} with {partitions} partitions, and {kafka.dlq_topic}")
     try:
-        yield _lag(client, kafka, settings, partitions, most_lag=most_lag, timeout_seconds=timeout_seconds)
+        with database.connect(settings, "gpu-telemetry doctor", autocommit=True) as connection:
+            stream = _Stream(client, kafka.topic, partitions, timeout_seconds, connection, clock)
+            yield _lag(stream.look, most_lag)
     except psycopg.Error:
         yield unchecked("lag", "database and schema")
     except KafkaException as error:
         yield wrong("lag", f"cannot be told: {error.args[0].str()}", "look at Kafka's log")
     try:
-        yield _dead_letters(kafka, timeout_seconds)
+        yield _dead_letters(kafka, clock, timeout_seconds)
     except (TopicError, KafkaException) as error:
         yield wrong("dead letters", f"cannot be read: {error}", "look at the rights of this user in Kafka")
 
 
-def _lag(
-    client: AdminClient,
-    kafka: KafkaSettings,
-    settings: DatabaseSettings,
-    partitions: int,
-    *,
-    most_lag: int,
-    timeout_seconds: float,
-) -> Finding:
-    ends = _offsets(client, kafka.topic, partitions, OffsetSpec.latest(), timeout_seconds)  # type: ignore[no-untyped-call]
-    starts = _offsets(client, kafka.topic, partitions, OffsetSpec.earliest(), timeout_seconds)  # type: ignore[no-untyped-call]
-    with database.connect(settings, "gpu-telemetry doctor") as connection:
-        places: dict[int, tuple[int, timedelta]] = {
-            partition: (next_offset, age)
-            for partition, next_offset, age in connection.execute(
-                "SELECT partition, next_offset, clock_timestamp() - updated_at FROM consumer_offsets WHERE topic = %s",
-                [kafka.topic],
+class _Partition(NamedTuple):
+    """A partition at one look; offsets.
+
+    `place` is where it is read on (None: nothing of it was ever taken in), `waits_from` its first record that came
+    within the last `_STUCK_AFTER`, and `is_idle` says that nothing was taken in for as long.
+    """
+
+    start: int
+    waits_from: int
+    end: int
+    place: int | None
+    is_idle: bool
+
+    @property
+    def lag(self) -> int:
+        """How many records wait."""
+        return self.end - (self.start if self.place is None else self.place)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether records were deleted that were not taken in."""
+        return self.place is not None and self.place < self.start
+
+    @property
+    def is_another(self) -> bool:
+        """Whether more was taken in than it ever held."""
+        return self.place is not None and self.place > self.end
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a record has waited too long, and nothing before it is being taken in."""
+        return self.is_idle and (self.start if self.place is None else self.place) < self.waits_from
+
+
+class _Stream(NamedTuple):
+    """The topic in Kafka, and the places in the database up to which it was taken in."""
+
+    client: AdminClient
+    topic: str
+    partitions: int
+    timeout_seconds: float
+    connection: Connection[Any]
+    clock: Clock
+
+    def look(self) -> dict[int, _Partition]:
+        """The partitions now.
+
+        The places are read first: what is taken in meanwhile lies before an end that is read later.
+        """
+        waits_since = to_milliseconds(self.clock.now() - _STUCK_AFTER)
+        places = {
+            partition: (place, is_idle)
+            for partition, place, is_idle in self.connection.execute(
+                "SELECT partition, next_offset, clock_timestamp() - updated_at > %s FROM consumer_offsets"
+                " WHERE topic = %s",
+                [_STUCK_AFTER, self.topic],
             )
         }
-    cut = sorted(number for number, (place, _) in places.items() if number in starts and place < starts[number])
+        starts = self._offsets(OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        recent = self._offsets(OffsetSpec.for_timestamp(waits_since))
+        ends = self._offsets(OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return {
+            number: _Partition(
+                start=starts[number],
+                waits_from=end if recent[number] < 0 else recent[number],  # none came since: all have waited so long
+                end=end,
+                place=places[number][0] if number in places else None,
+                is_idle=number not in places or places[number][1],
+            )
+            for number, end in ends.items()
+        }
+
+    def _offsets(self, spec: OffsetSpec) -> dict[int, int]:
+        wanted = {TopicPartition(self.topic, number): spec for number in range(self.partitions)}
+        answers: dict[TopicPartition, Any] = self.client.list_offsets(wanted, request_timeout=self.timeout_seconds)
+        return {
+            partition.partition: answer.result(self.timeout_seconds).offset for partition, answer in answers.items()
+        }
+
+
+def _lag(look: Callable[[], dict[int, _Partition]], most_lag: int) -> Finding:
+    """How far behind the alert engine is."""
+    partitions = look()
+    if any(one.is_cut or one.is_another or one.is_stuck for one in partitions.values()):
+        # Both sides move while they are read: what is wrong is wrong at a second look too.
+        partitions = look()
+    cut = [number for number, one in partitions.items() if one.is_cut]
     if cut:
         return wrong(
             "lag",
             f"partitions {_list(cut)} were cut before they could be read",
             "see `ledger`; let the topic keep more (KAFKA_RETENTION_HOURS and the size cap)",
         )
-    ahead = sorted(number for number, (place, _) in places.items() if number in ends and place > ends[number])
-    if ahead:
+    another = [number for number, one in partitions.items() if one.is_another]
+    if another:
         return wrong(
             "lag",
-            f"the database stands behind the end of partitions {_list(ahead)}: the topic is another one than it was",
+            f"the database stands behind the end of partitions {_list(another)}: the topic is another one than it was",
             "see `alert engine`: it reads a topic that was made anew from its start",
         )
-    lags = {
-        number: end - places[number][0] if number in places else end - starts[number] for number, end in ends.items()
-    }
-    lag = sum(lags.values())
-    stuck = sorted(
-        number for number, count in lags.items() if count and (number not in places or places[number][1] > _STUCK_AFTER)
-    )
+    lag = sum(one.lag for one in partitions.values())
+    stuck = [number for number, one in partitions.items() if one.is_stuck]
     if stuck:
         return wrong(
             "lag",
@@ -123,10 +188,10 @@ def _lag(
     return ok("lag", f"{lag} records wait")
 
 
-def _dead_letters(kafka: KafkaSettings, timeout_seconds: float) -> Finding:
+def _dead_letters(kafka: KafkaSettings, clock: Clock, timeout_seconds: float) -> Finding:
     topic = DeadLetterTopic(kafka, timeout_seconds=timeout_seconds)
     try:
-        since = SystemClock().now() - _RECENT
+        since = clock.now() - _RECENT
         letters = topic.newest_first(lambda letter: letter.at >= since, _MOST_LETTERS, since=since)
     finally:
         topic.close()
@@ -138,13 +203,5 @@ def _dead_letters(kafka: KafkaSettings, timeout_seconds: float) -> Finding:
     return ok("dead letters", "none in the last 2 hours")
 
 
-def _offsets(
-    client: AdminClient, topic: str, partitions: int, spec: OffsetSpec, timeout_seconds: float
-) -> dict[int, int]:
-    wanted = {TopicPartition(topic, number): spec for number in range(partitions)}
-    answers: dict[TopicPartition, Any] = client.list_offsets(wanted, request_timeout=timeout_seconds)
-    return {partition.partition: answer.result(timeout_seconds).offset for partition, answer in answers.items()}
-
-
 def _list(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+    return ", ".join(map(str, sorted(numbers)))

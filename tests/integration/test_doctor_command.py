@@ -10,7 +10,7 @@ from threading import Thread
 import psycopg
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import SecretStr
 
@@ -92,8 +92,8 @@ def kafka(kafka_bootstrap, topic_names):
     )
 
 
-def kafka_states(kafka, database, most_lag=10):
-    findings = kafka_findings(kafka, database, most_lag=most_lag, timeout_seconds=10)
+def kafka_states(kafka, database, clock=None, most_lag=10):
+    findings = kafka_findings(kafka, database, clock or SystemNow(), most_lag=most_lag, timeout_seconds=10)
     return {finding.check: finding for finding in findings}
 
 
@@ -192,7 +192,7 @@ def test_what_is_wrong_is_seen_by_its_check_alone_and_comes_with_advice(execute,
 
 def test_kafka_that_is_down_leaves_topics_and_lag_unchecked(database):
     down = KafkaSettings(bootstrap_servers="127.0.0.1:1")
-    findings = list(kafka_findings(down, database, most_lag=10, timeout_seconds=1))
+    findings = list(kafka_findings(down, database, SystemNow(), most_lag=10, timeout_seconds=1))
     assert [finding.state for finding in findings] == ["wrong", "unchecked", "unchecked", "unchecked"]
     assert "KAFKA_BOOTSTRAP_SERVERS" in findings[0].advice
 
@@ -212,31 +212,53 @@ def test_a_topic_with_the_producers_time_is_wrong(kafka, database):
 
 
 @pytest.fixture
-def filled(kafka, database, execute):
-    """`filled(records, taken_in, age)`: records in partition 0 of which so many were taken in, so many seconds ago."""
+def publish(kafka):
+    """`publish(records, partition)`: so many records come."""
     ensure_topics(kafka)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers}, logger=logging.getLogger("test"))
 
-    def fill(records, taken_in, age=0):
-        producer = Producer({"bootstrap.servers": kafka.bootstrap_servers}, logger=logging.getLogger("test"))
+    def produce(records=1, partition=0):
         for _ in range(records):
-            producer.produce(kafka.topic, b"x", partition=0)
+            producer.produce(kafka.topic, b"x", partition=partition)
         assert producer.flush(20) == 0
+
+    return produce
+
+
+@pytest.fixture
+def take_in(kafka, execute):
+    """`take_in(place, age)`: partition 0 was taken in up to this place, so many seconds ago."""
+
+    def put(place, age=0):
         execute(
             "INSERT INTO consumer_offsets (topic, partition, cluster_id, topic_id, next_offset, updated_at)"
-            f" VALUES ('{kafka.topic}', 0, 'c', 't', {taken_in}, now() - interval '{age} seconds')"
+            f" VALUES ('{kafka.topic}', 0, 'c', 't', {place}, now() - interval '{age} seconds')"
+            " ON CONFLICT (topic, partition) DO UPDATE"
+            " SET next_offset = excluded.next_offset, updated_at = excluded.updated_at"
         )
-        return kafka_states(kafka, database)["lag"]
+
+    return put
+
+
+@pytest.fixture
+def filled(kafka, database, publish, take_in):
+    """`filled(records, taken_in, age, seen_after)`: what is said of the lag, so many seconds after the records came."""
+
+    def fill(records, taken_in, age=0, seen_after=0):
+        publish(records)
+        take_in(taken_in, age)
+        return kafka_states(kafka, database, SystemNow(timedelta(seconds=seen_after)))["lag"]
 
     return fill
 
 
 def test_records_that_are_all_taken_in_are_no_lag_however_long_ago(filled):
-    finding = filled(records=5, taken_in=5, age=3600)
+    finding = filled(records=5, taken_in=5, age=3600, seen_after=3600)
     assert (finding.state, finding.said) == ("ok", "0 records wait")
 
 
 def test_a_little_lag_of_an_engine_at_work_is_well(filled):
-    finding = filled(records=5, taken_in=2)
+    finding = filled(records=5, taken_in=2, seen_after=60)
     assert (finding.state, finding.said) == ("ok", "3 records wait")
 
 
@@ -245,20 +267,70 @@ def test_much_lag_is_wrong(filled):
     assert (finding.state, finding.said) == ("wrong", "48 records wait, over 10")
 
 
+def test_records_that_came_a_moment_ago_are_well_however_long_nothing_came_before(filled):
+    finding = filled(records=5, taken_in=2, age=3600)
+    assert (finding.state, finding.said) == ("ok", "3 records wait")
+
+
 def test_lag_that_nobody_works_on_is_wrong(filled):
-    finding = filled(records=5, taken_in=2, age=60)
+    finding = filled(records=5, taken_in=2, age=60, seen_after=60)
     assert (finding.state, finding.said) == (
         "wrong",
         "3 records wait, and nothing is taken in from partitions 0",
     )
 
 
-def test_a_partition_that_nobody_ever_read_is_wrong(kafka, database, filled):
-    filled(records=1, taken_in=1)
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers}, logger=logging.getLogger("test"))
-    producer.produce(kafka.topic, b"x", partition=1)
-    assert producer.flush(20) == 0
-    assert "nothing is taken in from partitions 1" in kafka_states(kafka, database)["lag"].said
+def test_a_partition_that_nobody_ever_read_is_wrong_once_it_has_waited(kafka, database, publish, take_in):
+    publish(1, partition=0)
+    take_in(1)
+    publish(1, partition=1)
+    assert kafka_states(kafka, database)["lag"].said == "1 records wait"
+    finding = kafka_states(kafka, database, SystemNow(timedelta(seconds=60)))["lag"]
+    assert "nothing is taken in from partitions 1" in finding.said
+
+
+def test_records_that_come_and_are_taken_in_during_the_look_are_no_lag_of_another_topic(
+    kafka, database, publish, take_in, monkeypatch
+):
+    publish(1)
+    take_in(1)
+
+    def after_a_while(*_arguments, **_options):
+        publish(4)
+        take_in(5)
+        return psycopg.connect(database.url.get_secret_value(), autocommit=True)
+
+    monkeypatch.setattr("gpu_telemetry.database.connect", after_a_while)
+    finding = kafka_states(kafka, database)["lag"]
+    assert (finding.state, finding.said) == ("ok", "0 records wait")
+
+
+def test_records_that_are_taken_in_and_deleted_during_the_look_were_not_cut_unread(
+    kafka, database, publish, take_in, monkeypatch
+):
+    publish(5)
+    take_in(2)
+    offsets = AdminClient.list_offsets
+
+    def after_a_while(client, *arguments, **options):
+        take_in(5)
+        for future in client.delete_records([TopicPartition(kafka.topic, 0, 5)]).values():
+            future.result(20)
+        return offsets(client, *arguments, **options)
+
+    monkeypatch.setattr(AdminClient, "list_offsets", after_a_while)
+    finding = kafka_states(kafka, database)["lag"]
+    assert (finding.state, finding.said) == ("ok", "0 records wait")
+
+
+def test_records_that_were_deleted_unread_are_wrong(kafka, database, publish, take_in):
+    publish(5)
+    take_in(2)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    for future in admin.delete_records([TopicPartition(kafka.topic, 0, 5)]).values():
+        future.result(20)
+    finding = kafka_states(kafka, database)["lag"]
+    assert (finding.state, finding.said) == ("wrong", "partitions 0 were cut before they could be read")
 
 
 def test_a_topic_made_anew_behind_the_databases_back_is_wrong(filled):
