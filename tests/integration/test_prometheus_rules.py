@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from alerting.intake import ENGINE_FAILED
 from gpu_telemetry.fields import FIELD_BY_DCGM_NAME
 from gpu_telemetry.local.ports import Ports
 from gpu_telemetry.local.stack import prometheus_configuration
@@ -122,6 +123,18 @@ def test_every_alert_says_how_bad_it_is_what_it_means_and_where_its_runbook_is()
         annotations = rule["annotations"]
         assert annotations.keys() == {"summary", "description", "runbook"}, rule["alert"]
         assert annotations["runbook"] == f"docs/prometheus.md#{rule['alert'].lower()}"
+
+
+def test_the_runbook_of_dead_letters_has_every_reason():
+    modules = [REPOSITORY / "gpu_telemetry" / "records.py", *sorted((REPOSITORY / "alerting").glob("*.py"))]
+    code = "".join(path.read_text(encoding="utf-8") for path in modules)
+    given = set(re.findall(r'UndecodableRecord\(\s*"(\w+)"', code))
+    given |= set(re.findall(r'batch\.refuse\(part, index, "(\w+)"', code)) | {ENGINE_FAILED}
+    page = RUNBOOKS.read_text(encoding="utf-8")
+    (section,) = re.findall(r"(?ms)^### DeadLetters$(.*?)^### ", page)
+    told = {reason for row in re.findall(r"(?m)^\| (`[^|]*) \|", section) for reason in re.findall(r"`(\w+)`", row)}
+    assert told == given
+    assert len(given) > 9
 
 
 def test_every_recorded_metric_stands_in_the_documentation():
