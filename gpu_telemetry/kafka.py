@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
@@ -12,6 +14,10 @@ from gpu_telemetry.settings import KafkaSettings
 _log = logging.getLogger(__name__)
 
 ClientOption = str | int | float | bool
+Told = TypeVar("Told")
+
+# librdkafka looks once a second which requests are over their time.
+_REQUEST_ENDS_WITHIN_SECONDS: Final = 5.0
 
 
 class TopicError(RuntimeError):
@@ -39,6 +45,20 @@ def producer_configuration(settings: KafkaSettings, **defaults: ClientOption) ->
 def admin_client(settings: KafkaSettings) -> AdminClient:
     """A client for topics and their configuration."""
     return AdminClient(client_configuration(settings), logger=_log)
+
+
+def answer(future: Future[Told], request_seconds: float) -> Told:
+    """What the brokers answer to a request of the admin client that was given `request_seconds`.
+
+    The client ends a request late, so whoever waits no longer than that would give up first, and with another error.
+
+    Raises:
+        KafkaException: they refuse, or do not answer in time.
+    """
+    try:
+        return future.result(timeout=request_seconds + _REQUEST_ENDS_WITHIN_SECONDS)
+    except TimeoutError:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None  # noqa: SLF001 - its public name
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +103,7 @@ def ensure_topics(settings: KafkaSettings, *, timeout_seconds: float = 30) -> li
     Existing topics keep their partitions and settings: growing partitions needs the drain that docs/ describe.
 
     Raises:
-        KafkaException: the brokers cannot be reached or refuse.
+        KafkaException: the brokers cannot be reached, refuse, or do not answer in time.
     """
     client = admin_client(settings)
     wanted = [
@@ -98,7 +118,7 @@ def ensure_topics(settings: KafkaSettings, *, timeout_seconds: float = 30) -> li
     created = []
     for name, future in client.create_topics(wanted, request_timeout=timeout_seconds).items():
         try:
-            future.result(timeout=timeout_seconds)
+            answer(future, timeout_seconds)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
@@ -117,7 +137,7 @@ def verify_topics(settings: KafkaSettings, *, names: Iterable[str] | None = None
 
     Raises:
         TopicError: a topic is missing or the records topic does not stamp with LogAppendTime.
-        KafkaException: the brokers cannot be reached.
+        KafkaException: the brokers cannot be reached, or do not answer in time.
     """
     client = admin_client(settings)
     known = client.list_topics(timeout=timeout_seconds).topics
@@ -126,7 +146,7 @@ def verify_topics(settings: KafkaSettings, *, names: Iterable[str] | None = None
             raise TopicError(f"topic {name} does not exist: run `gpu-telemetry topics ensure`")
     resource = ConfigResource(ResourceType.TOPIC, settings.topic)
     answers = client.describe_configs([resource], request_timeout=timeout_seconds)
-    stamped = answers[resource].result(timeout=timeout_seconds)["message.timestamp.type"].value
+    stamped = answer(answers[resource], timeout_seconds)["message.timestamp.type"].value
     if stamped != "LogAppendTime":
         raise TopicError(
             f"topic {settings.topic} has message.timestamp.type={stamped}, expected LogAppendTime: "

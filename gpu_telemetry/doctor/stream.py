@@ -147,10 +147,8 @@ class _Stream(NamedTuple):
 
     def _offsets(self, spec: OffsetSpec) -> dict[int, int]:
         wanted = {TopicPartition(self.topic, number): spec for number in range(self.partitions)}
-        answers: dict[TopicPartition, Any] = self.client.list_offsets(wanted, request_timeout=self.timeout_seconds)
-        return {
-            partition.partition: answer.result(self.timeout_seconds).offset for partition, answer in answers.items()
-        }
+        told: dict[TopicPartition, Any] = self.client.list_offsets(wanted, request_timeout=self.timeout_seconds)
+        return {partition.partition: answer(future, self.timeout_seconds).offset for partition, future in told.items()}
 
 
 def _lag(look: Callable[[], dict[int, _Partition]], most_lag: int) -> Finding:
