@@ -83,15 +83,15 @@ class Inventory:
     """The changes of one batch."""
 
     def __init__(self) -> None:
-        self._new_nodes: dict[str, GpuRecord | ScrapeRecord] = {}
+        self._first_seen: dict[str, GpuRecord | ScrapeRecord] = {}
         self._turns: dict[str, _Turns] = {}
         self._gpus: dict[str, _Gpu] = {}
-        self._new_placements: list[tuple[Placement, GpuRecord]] = []
+        self._first_placed: list[tuple[Placement, GpuRecord]] = []
 
     def node(self, node: OwnedNode, record: GpuRecord | ScrapeRecord) -> None:
-        """A node that has no row yet was heard of."""
-        node.stored = True
-        self._new_nodes.setdefault(record.node_id, record)
+        """A node was heard of for the first time, or by a record that is older than all before."""
+        node.first_seen = record.collected_at
+        self._first_seen[record.node_id] = record
 
     def turn(self, record: ScrapeRecord) -> None:
         """A node's newest turn so far closed."""
@@ -101,18 +101,22 @@ class Inventory:
         turns.take(record)
 
     def gpu(self, node: OwnedNode, placement: Placement | None, record: GpuRecord, *, newest: bool) -> Placement:
-        """A GPU at a place where it was not seen before, or that is described otherwise than before; its placement."""
+        """A GPU at a place where it was not seen (so early) before, or that is described anew; its placement."""
+        at = record.collected_at
         if placement is None:
-            placement = Placement(0, described_gpu(record))
+            placement = Placement(0, described_gpu(record), at)
             node.placements[record.gpu_index, record.gpu_uuid, record.mig_instance] = placement
-            self._new_placements.append((placement, record))
+            self._first_placed.append((placement, record))
+        elif at < placement.since:
+            placement.since = at
+            self._first_placed.append((placement, record))
         elif newest:
             placement.gpu = described_gpu(record)
         else:
             return placement
         gpu = self._gpus.get(record.gpu_uuid)
         if gpu is None:
-            gpu = self._gpus[record.gpu_uuid] = _Gpu(record.collected_at, record.collected_at)
+            gpu = self._gpus[record.gpu_uuid] = _Gpu(at, at)
         gpu.take(record)
         return placement
 
@@ -127,8 +131,8 @@ class Inventory:
     def _write_nodes(
         self, connection: Connection[Any], nodes: Mapping[str, OwnedNode], statuses: Mapping[str, NodeStatus]
     ) -> None:
-        if self._new_nodes:
-            firsts = list(self._new_nodes.values())
+        if self._first_seen:
+            firsts = list(self._first_seen.values())
             connection.execute(
                 SQL["insert_nodes"],
                 {
@@ -185,12 +189,14 @@ class Inventory:
         )
 
     def _write_placements(self, connection: Connection[Any]) -> None:
-        if not self._new_placements:
+        if not self._first_placed:
             return
         # Keyed by what is unique: while a topic's partitions grow, a node can be met in two of them.
         firsts: dict[tuple[Any, ...], GpuRecord] = {}
-        for _, record in self._new_placements:
-            firsts.setdefault(_identity(record), record)
+        for _, record in self._first_placed:
+            first = firsts.setdefault(_identity(record), record)
+            if record.collected_at < first.collected_at:
+                firsts[_identity(record)] = record
         made = connection.execute(
             SQL["insert_placements"],
             {
@@ -203,7 +209,7 @@ class Inventory:
             },
         ).fetchall()
         ids = {tuple(identity): placement_id for placement_id, *identity in made}
-        for placement, record in self._new_placements:
+        for placement, record in self._first_placed:
             placement.placement_id = ids[_identity(record)]
 
 

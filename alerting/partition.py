@@ -1,9 +1,10 @@
 """A partition that this worker owns: where it stands in it, and what it knows of the nodes whose records it holds."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 
-from alerting.node_state import NodeState
+from alerting.node_state import NEVER, NodeState
 from alerting.silence import NodeWatch
 
 
@@ -55,23 +56,43 @@ PlacementKey = tuple[int, str, str | None]
 
 @dataclass(slots=True)
 class Placement:
-    """A row of `placements`, and what it last said of its GPU: model, driver version, bus id, memory in MiB."""
+    """A row of `placements`, and what it last said of its GPU: model, driver version, bus id, memory in MiB.
+
+    `gpu` is None after the GPU was away: another place may have described it since, so its next record tells anew.
+    """
 
     placement_id: int
-    gpu: tuple[str | None, str | None, str | None, int | None]
+    gpu: tuple[str | None, str | None, str | None, int | None] | None
+    since: datetime
 
 
 @dataclass(slots=True)
 class OwnedNode:
     """What is known of one node: as it was after the last committed batch, or as the batch at hand makes it.
 
-    A batch that fails forgets the nodes that it touched; they are restored from what is committed.
+    `first_seen` is the oldest record's time, NEVER before the first. A batch that fails forgets the nodes that it
+    touched; they are restored from what is committed.
     """
 
     state: NodeState
-    stored: bool
+    first_seen: datetime = NEVER
     status: str = "healthy"
     placements: dict[PlacementKey, Placement] = field(default_factory=dict)
+    gpu_uuids: list[str] | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the node has a row, or the batch at hand gives it one."""
+        return self.first_seen < NEVER
+
+    def page_names(self, gpu_uuids: list[str]) -> None:
+        """The newest turn names these GPUs (none where it failed), and no longer those that the one before named."""
+        gone = set(self.gpu_uuids or ()).difference(gpu_uuids)
+        self.gpu_uuids = gpu_uuids
+        if gone:
+            for (_, gpu_uuid, _), placement in self.placements.items():
+                if gpu_uuid in gone:
+                    placement.gpu = None
 
 
 class OwnedPartition:

@@ -53,14 +53,14 @@ UPDATE alert_commands AS c
 
 -- name: states_of_nodes
 -- What the engine kept of these nodes.
-SELECT n.node_id, n.status, s.state::text
+SELECT n.node_id, n.first_seen, n.status, s.state::text
   FROM nodes AS n
   LEFT JOIN engine_state AS s ON s.scope = 'node' AND s.key = n.node_id
  WHERE n.node_id = ANY(%(nodes)s);
 
 -- name: placements_of_nodes
 -- Every placement of these nodes, with its newest row, and what is known of its GPU.
-SELECT p.placement_id, p.node_id, p.gpu_index, p.gpu_uuid, p.mig_instance, p.mig_profile,
+SELECT p.placement_id, p.node_id, p.gpu_index, p.gpu_uuid, p.mig_instance, p.mig_profile, p.since,
        g.model, g.driver_version, g.pci_bus_id, g.memory_total_mib AS gpu_memory_total_mib, m.*
   FROM placements AS p
   JOIN gpus AS g USING (gpu_uuid)
@@ -87,13 +87,13 @@ SELECT DISTINCT ON (s.node_id, s.bridge_id) s.*
  ORDER BY s.node_id, s.bridge_id, s.collected_at DESC, s.seq DESC;
 
 -- name: insert_nodes
--- Nodes that were never heard of; until its first closing record a node has the default interval.
+-- Nodes that were never heard of, or not so early; until its first closing record a node has the default interval.
 INSERT INTO nodes (node_id, hostname, datacenter, first_seen, last_heard, interval_ms)
 SELECT v.node_id, v.hostname, v.datacenter, v.at, v.at, 30000
   FROM unnest(%(node_ids)s::text[], %(hostnames)s::text[], %(datacenters)s::text[], %(ats)s::timestamptz[])
        AS v (node_id, hostname, datacenter, at)
  ORDER BY v.node_id
-ON CONFLICT (node_id) DO NOTHING;
+ON CONFLICT (node_id) DO UPDATE SET first_seen = least(excluded.first_seen, nodes.first_seen);
 
 -- name: update_nodes
 -- What the newest closing records say of their nodes.
@@ -151,7 +151,7 @@ ON CONFLICT (gpu_uuid) DO UPDATE
        described_at = greatest(excluded.described_at, g.described_at);
 
 -- name: insert_placements
--- Placements that are new; gives their ids.
+-- Placements that are new, or older than was known; gives their ids.
 INSERT INTO placements (node_id, gpu_index, gpu_uuid, mig_instance, mig_profile, since)
 SELECT v.node_id, v.gpu_index, v.gpu_uuid, v.mig_instance, v.mig_profile, v.since
   FROM unnest(%(node_ids)s::text[], %(gpu_indexes)s::integer[], %(gpu_uuids)s::text[], %(mig_instances)s::text[],
@@ -159,7 +159,8 @@ SELECT v.node_id, v.gpu_index, v.gpu_uuid, v.mig_instance, v.mig_profile, v.sinc
        AS v (node_id, gpu_index, gpu_uuid, mig_instance, mig_profile, since)
  ORDER BY v.node_id, v.gpu_index, v.gpu_uuid, v.mig_instance
 ON CONFLICT (node_id, gpu_index, gpu_uuid, mig_instance) DO UPDATE
-   SET mig_profile = coalesce(excluded.mig_profile, placements.mig_profile)
+   SET mig_profile = coalesce(excluded.mig_profile, placements.mig_profile),
+       since = least(excluded.since, placements.since)
 RETURNING placement_id, node_id, gpu_index, gpu_uuid, mig_instance;
 
 -- name: lock_active_alerts

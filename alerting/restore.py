@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from psycopg import Connection
@@ -28,10 +29,11 @@ def restore_nodes(connection: Connection[Any], engine: Engine, node_ids: Sequenc
 
 def _restore_some(connection: Connection[Any], engine: Engine, node_ids: list[str]) -> dict[str, OwnedNode]:
     wanted = {"nodes": node_ids}
-    saved: dict[str, tuple[str, str | None]] = {
-        node_id: (status, state) for node_id, status, state in connection.execute(SQL["states_of_nodes"], wanted)
+    saved: dict[str, tuple[datetime, str, str | None]] = {
+        node_id: (first_seen, status, state)
+        for node_id, first_seen, status, state in connection.execute(SQL["states_of_nodes"], wanted)
     }
-    restored = {node_id: OwnedNode(engine.new_node(node_id), stored=False) for node_id in node_ids}
+    restored = {node_id: OwnedNode(engine.new_node(node_id)) for node_id in node_ids}
     if not saved:
         return restored
     placements: dict[str, dict[PlacementKey, Placement]] = defaultdict(dict)
@@ -40,14 +42,17 @@ def _restore_some(connection: Connection[Any], engine: Engine, node_ids: list[st
     with connection.cursor(row_factory=dict_row) as cursor:
         for row in cursor.execute(SQL["placements_of_nodes"], wanted):
             node_id = row["node_id"]
-            known = (row["model"], row["driver_version"], row["pci_bus_id"], row.pop("gpu_memory_total_mib"))
+            memory = row.pop("gpu_memory_total_mib")
+            if row["mig_instance"] is not None:
+                memory = row["memory_total_mib"]  # what an instance says of memory is its own
+            known = (row["model"], row["driver_version"], row["pci_bus_id"], memory)
             key = (row["gpu_index"], row["gpu_uuid"], row["mig_instance"])
-            placements[node_id][key] = Placement(row["placement_id"], known)
+            placements[node_id][key] = Placement(row["placement_id"], known, row.pop("since"))
             if row["collected_at"] is not None:
                 gpu_rows[node_id].append(gpu_record_of(row))
         for row in cursor.execute(SQL["scrapes_of_nodes"], wanted):
             scrape_rows[row["node_id"]].append(scrape_record_of(row))
-    for node_id, (status, kept) in saved.items():
+    for node_id, (first_seen, status, kept) in saved.items():
         state = engine.restore(node_id, kept, gpu_rows[node_id], scrape_rows[node_id])
-        restored[node_id] = OwnedNode(state, stored=True, status=status, placements=placements[node_id])
+        restored[node_id] = OwnedNode(state, first_seen, status, placements[node_id])
     return restored

@@ -232,7 +232,7 @@ class BatchTransaction:
                     last_at = record.collected_at
                     wire = wire_time(last_at)
                     kept = keeps(last_at)
-                if not node.stored:
+                if last_at < node.first_seen:
                     inventory.node(node, record)
                 newest = state.clock == last_at
                 if not kept:
@@ -242,7 +242,7 @@ class BatchTransaction:
                     folded.drop(record.node_id, last_at, "beyond_retention", gpu=isinstance(record, GpuRecord))
                 elif isinstance(record, GpuRecord):
                     placement = node.placements.get((record.gpu_index, record.gpu_uuid, record.mig_instance))
-                    if placement is None or placement.gpu != described_gpu(record):
+                    if placement is None or placement.gpu != described_gpu(record) or last_at < placement.since:
                         placement = inventory.gpu(node, placement, record, newest=newest)
                     if placement.placement_id:
                         add_gpu_row(gpu_row(placement, record, wire))
@@ -252,6 +252,8 @@ class BatchTransaction:
                     folded.scrapes.add(scrape_row(record, wire))
                 if newest and isinstance(record, ScrapeRecord) and record.removed >= state.removed:
                     inventory.turn(record)  # a removal is the last word of its moment
+                    if record.gpu_uuids != node.gpu_uuids:
+                        node.page_names(record.gpu_uuids)
         except (psycopg.Error, *UNENCODABLE, MemoryError):
             raise  # the data's fault, or nothing of this record's
         except Exception as error:

@@ -292,7 +292,10 @@ def _storing(
     records = [
         record for scrape in scrapes for value in scrape.messages if isinstance(record := decode(value), GpuRecord)
     ]
-    placements = {record.gpu_uuid: Placement(number, described_gpu(record)) for number, record in enumerate(records)}
+    placements = {
+        record.gpu_uuid: Placement(number, described_gpu(record), record.collected_at)
+        for number, record in enumerate(records)
+    }
     for name in ("gpu_metrics", "scrapes"):
         connection.execute("SELECT ensure_partition(%s, current_date)", (name,))
         connection.execute("SELECT ensure_partition(%s, current_date - 1)", (name,))

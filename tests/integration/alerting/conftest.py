@@ -30,7 +30,11 @@ HISTORY = {
     "decisions": "SELECT key, action_type, transition, event_time FROM alert_actions ORDER BY key",
     "nodes": "SELECT node_id, hostname, datacenter, instance, status, first_seen, last_seen, last_heard, interval_ms,"
     " removed_at FROM nodes ORDER BY node_id",
-    "gpus": "SELECT * FROM gpus ORDER BY gpu_uuid",
+    # When it was described last depends on restarts, after which it is described once more.
+    "gpus": "SELECT gpu_uuid, model, driver_version, pci_bus_id, memory_total_mib, first_seen FROM gpus"
+    " ORDER BY gpu_uuid",
+    "placements": "SELECT node_id, gpu_index, gpu_uuid, mig_instance, mig_profile, since FROM placements"
+    " ORDER BY node_id, gpu_index, gpu_uuid, mig_instance",
     "metrics": "SELECT p.gpu_uuid, p.mig_instance, m.node_id, m.gpu_index, m.temperature_celsius, m.power_watts,"
     " m.xid_code, m.workloads::text, m.fields::text, m.collected_at FROM gpu_metrics m"
     " JOIN placements p USING (placement_id) ORDER BY 1, 2, 10",

@@ -118,6 +118,43 @@ def test_a_gpu_that_moves_to_another_node_is_one_gpu_with_alerts_of_each_node(st
     ]
 
 
+def test_a_gpu_that_comes_back_is_described_by_where_it_stands(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=2, gpus=1)
+    moved = fleet.uuid("node-1", 0)
+    at_home = fleet.turn("node-1")
+    away = fleet.turn("node-2", at=fleet.at + 2 * fleet.interval)
+    for record, bus in ((at_home[0], "0000:0A:00.0"), (away[0], "0000:1B:00.0")):
+        record.gpu_uuid, record.pci_bus_id = moved, bus
+    away[1].gpu_uuids = [moved]
+    dark = fleet.turn("node-1", at=fleet.at + fleet.interval, up=False)  # while it is taken out, and put in again
+    back = fleet.turn("node-1", at=fleet.at + 3 * fleet.interval)
+    back[0].pci_bus_id = "0000:0A:00.0"
+    engine = start()
+    for taken_in, records in ((3, (*at_home, *dark)), (5, away), (7, back)):
+        stream.send(*records)
+        stream.flush()
+        wait_for(lambda taken_in=taken_in: stream.taken_in() == taken_in, 30)
+    assert stream.query("SELECT pci_bus_id FROM gpus") == [("0000:0A:00.0",)]
+    engine.stop()
+
+
+def test_records_that_come_late_lower_since_when_a_node_and_its_gpus_are_known(stream, make_fleet, start, wait_for):
+    fleet = make_fleet(nodes=1, gpus=1)
+    fleet.at = fleet.at.replace(minute=30)
+    newest, older, oldest = (fleet.turn("node-1", at=fleet.at - timedelta(hours=age)) for age in (1, 2, 3))
+    begun = fleet.at - timedelta(hours=3)
+    start()
+    for taken_in, records in ((2, newest), (4, older), (6, oldest)):
+        stream.send(*records)
+        stream.flush()
+        wait_for(lambda taken_in=taken_in: stream.taken_in() == taken_in, 30)
+    assert stream.query("SELECT first_seen FROM nodes") == [(begun,)]
+    assert stream.query("SELECT first_seen FROM gpus") == [(begun,)]
+    assert stream.query("SELECT since FROM placements") == [(begun,)]
+    # So the ledger has a line for each of the hours.
+    assert [line["stored"] for line in stream.ledger().values() if line["stored"]] == [1, 1, 1]
+
+
 def test_a_node_whose_records_lie_in_two_partitions_is_one_node(stream, make_fleet, start, wait_for):
     # As in a topic that grew before it was read to its end.
     fleet = make_fleet(nodes=1, gpus=2, start=datetime.now(UTC) - timedelta(minutes=10))

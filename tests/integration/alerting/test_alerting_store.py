@@ -100,7 +100,7 @@ def full_scrape(**changes):
 def store(connection, records, scrapes=()):
     """Store records as a batch does; gives how many were there already."""
     engine = Engine(load_rules())
-    nodes = {each: OwnedNode(engine.new_node(each), stored=False) for each in {record.node_id for record in records}}
+    nodes = {each: OwnedNode(engine.new_node(each)) for each in {record.node_id for record in records}}
     inventory = Inventory()
     rows, turns = EncodedRows(connection, GPU_METRICS), EncodedRows(connection, SCRAPES)
     with connection.transaction(), connection.cursor() as cursor:
