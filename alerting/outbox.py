@@ -209,12 +209,15 @@ class Outbox:
     def _record(self, action: Action, result: Result) -> None:
         """Record what became of an attempt, for as long as the lease holds; after it, nobody knows."""
         status, retry_seconds = self._ending(action, result)
+        reason = result.reason
+        if isinstance(result, Done) and status != result.status:
+            reason = f"an earlier attempt may have done it; then {result.status}: {reason}"
         parameters = {
             "id": action.action_id,
             "worker": self._worker_id,
             "attempt": action.attempt,
             "status": status,
-            "reason": None if result.reason is None else _storable(result.reason[:_LONGEST_REASON]),
+            "reason": None if reason is None else _storable(reason[:_LONGEST_REASON]),
             "retry_seconds": retry_seconds,
             "details": Jsonb(_storable(result.details)),
         }
@@ -242,15 +245,15 @@ class Outbox:
             action.action_type,
             action.where,
             status if recorded else f"{status}, after its lease had ended",
-            f": {result.reason}" if result.reason else "",
+            f": {reason}" if reason else "",
         )
 
     def _ending(self, action: Action, result: Result) -> tuple[str, float | None]:
         """The status to record, and in how many seconds to try again, if so."""
+        # What one attempt may have done, a later one that came to nothing has not undone.
         if isinstance(result, Done):
-            return result.status, None
+            return ("unknown" if action.is_unknown and result.status != "succeeded" else result.status), None
         if action.action_type == MIGRATE:
-            # What one attempt may have done, a later one that came to nothing has not undone.
             is_unknown = result.is_unknown or action.is_unknown
             may_repeat = self._migrator.honours_keys or not is_unknown
             if may_repeat and action.attempt < _MOST_ATTEMPTS_TO_MIGRATE:

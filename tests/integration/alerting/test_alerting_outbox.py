@@ -358,6 +358,25 @@ def test_an_expired_lease_is_unknown_and_repeated_only_where_the_key_is_honoured
     assert [path for path, _, _ in loopback_receiver.requests] == ["/control/migrate"]
 
 
+@pytest.mark.parametrize(
+    ("how", "then"),
+    [({"act": False}, "skipped: dry_run"), ({}, "failed: HTTP status 404")],
+)
+def test_what_may_have_been_done_stays_unknown_whatever_a_later_attempt_comes_to(
+    decisions, make_outbox, loopback_receiver, how, then
+):
+    killed = decisions.decide(decisions.alert(), "migrate_workload")
+    decisions.connection.execute(
+        "UPDATE alert_actions SET status = 'running', attempts = 1, claimed_by = 'gone', started_at = now(),"
+        " lease_until = now() - interval '1 second'"
+    )
+    loopback_receiver.answers["/control/migrate"] = (404, {})
+    made = make_outbox(**how)
+    made.outbox.expire_leases()
+    drain(made)
+    assert decisions.outcome(killed) == ("unknown", f"an earlier attempt may have done it; then {then}")
+
+
 def test_what_may_have_been_done_is_not_told_as_skipped(decisions, make_outbox, loopback_receiver):
     # The worker was killed after it had asked; the move cooled the GPU, so the alert is over when its lease ends.
     killed = decisions.decide(decisions.alert(status="resolved"), "migrate_workload")
