@@ -5,8 +5,9 @@ behind (half detached, or detached and not dropped) is finished by the next.
 """
 
 import logging
+import threading
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -22,6 +23,8 @@ from gpu_telemetry.settings import DatabaseSettings
 
 _log = logging.getLogger(__name__)
 
+_STOP_SECONDS: Final = 5.0
+
 
 class Housekeeping:
     """Keeps the daily partitions."""
@@ -34,6 +37,10 @@ class Housekeeping:
         self._metrics = metrics
         self._clock = clock
         self._scheduler = BackgroundScheduler(timezone=UTC)
+        self._connection: Connection[Any] | None = None
+        self._idle = threading.Event()
+        self._idle.set()
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Keep house now, and then at every interval, in a thread of its own."""
@@ -50,23 +57,43 @@ class Housekeeping:
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Begin no other run; one under way is finished by whoever comes next."""
+        """Begin no other run; one under way is cut short and finished by whoever comes next.
+
+        Detaching waits for readers, for as long as they read, and the process for this thread.
+        """
+        self._stopping.set()
         self._scheduler.shutdown(wait=False)
+        deadline = self._clock.monotonic() + _STOP_SECONDS
+        # Again and again: what is cancelled between two statements goes on with the next.
+        while not self._idle.wait(0.05) and self._clock.monotonic() < deadline:
+            if (connection := self._connection) is not None:
+                connection.cancel_safe(timeout=1.0)
 
     def _run(self) -> None:
+        self._idle.clear()
         try:
             with database.connect(self._database_settings, "gpu-telemetry housekeeping", autocommit=True) as connection:
-                self.keep(connection)
+                self._connection = connection
+                if not self._stopping.is_set():
+                    self.keep(connection)
         except psycopg.Error as error:
+            if self._stopping.is_set():
+                _log.info("housekeeping: cut short")
+                return
             self._metrics.database_errors.labels("housekeeping").inc()
             _log.warning("housekeeping: %s; trying again at the next run", str(error).strip())
+        finally:
+            self._connection = None
+            self._idle.set()
 
     def keep(self, connection: Connection[Any]) -> bool:
-        """Do all that is due; False when another worker is at it.
+        """Look at the ledger, and do all that is due; False when another worker is at it.
 
         Raises:
             psycopg.Error: the database refuses or is gone.
         """
+        # Each worker for itself: one that another keeps house for would go on telling what it last counted.
+        self._count_missing(connection)
         row = connection.execute(SQL["housekeeping_lock"]).fetchone()
         if row is None or not row[0]:
             return False
@@ -79,7 +106,6 @@ class Housekeeping:
         first = first_kept_day(self._clock, self._settings.retention_days)
         for parent in PARTITIONED:
             self._drop_before(connection, parent, first)
-        self._count_missing(connection)
         return True
 
     def _count_missing(self, connection: Connection[Any]) -> None:

@@ -44,7 +44,10 @@ class AlertingSettings(Settings):
     retention_days: int = Field(30, ge=1, le=3650, description="How many days of metrics and scrapes are kept.")
     partitions_ahead_days: int = Field(2, ge=1, le=30, description="How many days ahead partitions are made.")
     housekeeping_minutes: float = Field(
-        60.0, gt=0, le=1440, description="How often partitions are made ahead and dropped by retention."
+        60.0,
+        gt=0,
+        le=60,
+        description="How often partitions are made and dropped, and the ledger's last whole hour is looked at.",
     )
     actions_dry_run: bool = Field(
         default=True,

@@ -1,5 +1,6 @@
 """Partitions are made ahead and dropped by retention, by one housekeeper, and nothing half done stays."""
 
+import time
 from datetime import UTC, date, datetime, timedelta
 
 import psycopg
@@ -10,7 +11,7 @@ from alerting.housekeeping import Housekeeping
 from alerting.metrics import Metrics
 from alerting.settings import AlertingSettings
 from gpu_telemetry import database
-from gpu_telemetry.clock import ManualClock
+from gpu_telemetry.clock import ManualClock, SystemClock
 from gpu_telemetry.settings import DatabaseSettings
 
 TODAY = date(2026, 3, 31)
@@ -119,3 +120,40 @@ def test_a_second_housekeeper_leaves_it_to_the_first(connection, keep, clock):
     connection.execute("SELECT pg_advisory_lock(hashtextextended('gpu_telemetry.housekeeping', 0))")
     assert not keep(clock)
     assert tables(connection) == set()
+
+
+ANNOUNCED = """
+INSERT INTO nodes (node_id, status, first_seen, last_heard, interval_ms)
+VALUES ('node-1', 'healthy', '2026-03-31 22:15Z', '2026-03-31 22:15Z', 30000);
+INSERT INTO scrapes (node_id, boot_id, seq, collected_at, bridge_id, up, gpu_records, gpu_uuids, interval_ms)
+VALUES ('node-1', 'boot', 1, '2026-03-31 22:15Z', 'bridge', true, 8, '{}', 30000);
+"""
+
+
+def test_a_worker_that_another_keeps_house_for_looks_at_the_ledger_all_the_same(settings, connection, clock):
+    metrics = [Metrics(), Metrics()]
+    first, second = (Housekeeping(settings, AlertingSettings.load(), each, clock) for each in metrics)
+
+    def told():
+        return [each.registry.get_sample_value("alert_engine_ledger_missing_gpu_records") for each in metrics]
+
+    with database.connect(settings, "a", autocommit=True) as a, database.connect(settings, "b", autocommit=True) as b:
+        assert first.keep(a)
+        connection.execute(ANNOUNCED)
+        assert (first.keep(a), second.keep(b), told()) == (True, False, [8, 8])
+        clock.advance(3600)
+        assert (first.keep(a), second.keep(b), told()) == (True, False, [0, 0])
+
+
+def test_the_end_does_not_wait_for_a_reader_that_detaching_waits_for(settings, connection, wait_for):
+    connection.execute("SELECT ensure_partition('gpu_metrics', current_date - 9)")
+    keeper = Housekeeping(settings, AlertingSettings.load(retention_days=1), Metrics(), SystemClock())
+    sessions = "SELECT wait_event_type FROM pg_stat_activity WHERE application_name = 'gpu-telemetry housekeeping'"
+    with database.connect(settings, "reader") as reader:
+        reader.execute("SELECT count(*) FROM gpu_metrics")  # and goes on reading
+        keeper.start()
+        wait_for(lambda: connection.execute(sessions).fetchone() == ("Lock",), 20)
+        begun = time.monotonic()
+        keeper.stop()
+        assert time.monotonic() - begun < 3
+        wait_for(lambda: connection.execute(sessions).fetchall() == [], 5)
