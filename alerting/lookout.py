@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import islice
 from typing import Final
 
@@ -10,11 +11,12 @@ import psycopg
 from alerting.engine import Engine
 from alerting.lag import Lag
 from alerting.metrics import Metrics
-from alerting.node_state import LONG_AGO
+from alerting.node_state import LONG_AGO, NodeState
 from alerting.partition import OwnedPartition
 from alerting.restore import restore_nodes
 from alerting.retrying import is_outage
 from alerting.session import Session
+from alerting.silence import QUIET_INTERVALS
 from alerting.silence_publisher import MOST_A_ROUND, SilencePublisher
 from gpu_telemetry.clock import Clock
 from gpu_telemetry.records import SCHEMA_VERSION, SilenceRecord
@@ -59,12 +61,12 @@ class Lookout:
         self._looked_at = now
         self._lag.measure()
         for part in placed:
-            self._tell_silence(part)
+            self._tell_silence(part, now)
         self._silences.poll()
         self._metrics.nodes.set(sum(len(part.watch) for part in placed))
         self._tell_unseen(now)
 
-    def _tell_silence(self, part: OwnedPartition) -> None:
+    def _tell_silence(self, part: OwnedPartition, now: float) -> None:
         quiet = dict(islice(part.watch.quiet(), MOST_A_ROUND))
         if not quiet:
             return
@@ -81,6 +83,9 @@ class Lookout:
             if state.removed or state.clock == LONG_AGO:
                 part.watch.removed(node_id)
                 continue
+            if node_id in restored and self._is_heard_elsewhere(state, interval_ms):
+                part.watch.heard(node_id, now, interval_ms)
+                continue
             record = SilenceRecord(
                 schema_version=SCHEMA_VERSION,
                 node_id=node_id,
@@ -91,6 +96,10 @@ class Lookout:
             )
             self._silences.publish(record, part.watch)
             self._metrics.silences.inc()
+
+    def _is_heard_elsewhere(self, state: NodeState, interval_ms: int) -> bool:
+        """Whether a node that this partition never heard sends its records to another, by another's partitioner."""
+        return self._clock.now() - state.clock < timedelta(milliseconds=QUIET_INTERVALS * interval_ms)
 
     def _tell_unseen(self, now: float) -> None:
         unseen = self._engine.unseen_fields()
