@@ -43,6 +43,12 @@ TITLES: Final = {
     INVENTORY: "Inventory",
 }
 
+# What a link at the top carries besides the time range. All dashboards have these, with several or all chosen ...
+_CARRIED: Final = ("datacenter", "model")
+# ... and these have a node: one, which each of the others can take, or any number, which only its like could.
+_OF_ONE_NODE: Final = (NODE, GPU)
+_OF_NODES: Final = (ALERTS,)
+
 # As SQL and PromQL conditions; an unset choice is the regular expression for all.
 IN_DATACENTER: Final = "coalesce(n.datacenter, '') ~ '^(${datacenter:regex})$'"
 IN_NODE: Final = "n.node_id ~ '^(${node:regex})$'"
@@ -384,11 +390,14 @@ class Board:
     def _link_all(self) -> None:
         for uid, title in TITLES.items():
             if uid != self.uid:
+                # Grafana's own way to carry variables would choose a node called All, too.
+                node = self.uid in _OF_ONE_NODE and uid in (*_OF_ONE_NODE, *_OF_NODES)
+                carried = (*_CARRIED, "node") if node else _CARRIED
                 self._dashboard.link(
                     dashboard.DashboardLink(title)
                     .type(DashboardLinkType.LINK)
-                    .url(f"/d/{uid}")
+                    .url(f"/d/{uid}?" + "&".join(f"${{{name}:queryparam}}" for name in carried))
                     .icon("dashboard")
-                    .include_vars(True)
+                    .include_vars(False)
                     .keep_time(True)
                 )

@@ -82,6 +82,12 @@ def power(pick: str) -> str:
     return device("POWER_USAGE", pick, high=5000)
 
 
+def of_workload(expression: str) -> str:
+    """The series with their workload in `namespace` and `pod`, also where an older exporter spelt them otherwise."""
+    pod = f'label_replace({expression}, "pod", "$1", "pod_name", "(.+)")'
+    return f'label_replace({pod}, "namespace", "$1", "pod_namespace", "(.+)")'
+
+
 def memory_percent(pick: str) -> str:
     """Framebuffer memory in use in %, of used and free, as the alert rule has it."""
     used, free = device("FB_USED", pick, high=_MOST_MEBIBYTES), device("FB_FREE", pick, high=_MOST_MEBIBYTES)

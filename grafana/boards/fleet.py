@@ -20,9 +20,18 @@ from grafana.panels import (
     table_panel,
 )
 from grafana.severities import RANK, severity_column, time_column
-from grafana.sources import now, over_time, rows_or_words, sql, sql_or_words
+from grafana.sources import now, now_or_words, over_time, rows_or_words, sql, sql_or_words
 
-_NODES_DOWN: Final = 'datacenter:nodes:count{datacenter=~"$datacenter"} - datacenter:nodes_up:count'
+# Of the configuration: their newest turn gave no page, or nothing is heard of them, whichever part is the cause.
+_SILENT_NODES: Final = f"""
+  FROM nodes n
+  LEFT JOIN LATERAL (
+      SELECT s.up, s.reason FROM scrapes s WHERE s.node_id = n.node_id
+       ORDER BY s.collected_at DESC LIMIT 1
+  ) s ON n.last_seen IS DISTINCT FROM n.last_heard
+ WHERE n.removed_at IS NULL AND {IN_DATACENTER}
+   AND (NOT s.up OR n.last_heard < now() - 3 * n.interval_ms * interval '1 millisecond')
+"""
 _ACTIVE_ALERTS: Final = f"""
   FROM alerts a JOIN nodes n USING (node_id) LEFT JOIN gpus g ON g.gpu_uuid = a.gpu_uuid
  WHERE a.status = 'active' AND {IN_DATACENTER} AND (a.gpu_uuid IS NULL OR {OF_MODEL})
@@ -79,15 +88,15 @@ def _at_a_glance(built: Board) -> None:
                 "Power and energy",
                 "What do these GPUs draw together now, and what have they used in the time range (as far back as "
                 "there are records)?",
-                now(f"{_sum('model:gpu_power_watts:sum')} or vector(0)", "now"),
-                now(
-                    f"sum(sum_over_time(model:gpu_power_watts:sum{{{FLEET}}}[$__range])) / {SAMPLES_AN_HOUR}"
-                    " or vector(0)",
+                now_or_words(_sum("model:gpu_power_watts:sum"), "now"),
+                now_or_words(
+                    f"sum(sum_over_time(model:gpu_power_watts:sum{{{FLEET}}}[$__range])) / {SAMPLES_AN_HOUR}",
                     "in this range",
                 ),
                 unit="watt",
                 decimals=1,
                 thresholds=plain("blue"),
+                empty="not told",
                 names=True,
             ).override_by_name("in this range", properties(unit="watth")),
             4,
@@ -105,9 +114,10 @@ def _funnel() -> bargauge.Panel:
         sql(known),
         now(f"{_sum('model:gpus:count')} or vector(0)", "Reporting"),
         now(f"{_sum('model:gpus_allocated:count')} or vector(0)", "Allocated"),
-        now(f"{_sum('model:gpus_active:count')} or vector(0)", "Active"),
-        now(f"{_sum('model:gpus_effective:sum')} or vector(0)", "Effective"),
+        now_or_words(_sum("model:gpus_active:count"), "Active"),
+        now_or_words(_sum("model:gpus_effective:sum"), "Effective"),
         decimals=0,
+        empty="not told",
     )
 
 
@@ -115,12 +125,14 @@ def _not_healthy() -> stat.Panel:
     return stat_panel(
         "Not healthy",
         "How many GPUs are lost (known, and missing from their node's page), have errors (an active alert of XID, "
-        "ECC or row remapping) or are throttled by heat or hardware, and how many nodes do not report?",
+        "ECC or row remapping) or are throttled by heat or hardware (where exporters tell), and how many nodes do not "
+        "report: their exporter does not answer, or nothing of them arrives?",
         sql(f"SELECT count(DISTINCT a.gpu_uuid) AS \"GPUs lost\" {_ACTIVE_ALERTS} AND a.alert_type = 'gpu_lost'"),
         sql(f'SELECT count(DISTINCT a.gpu_uuid) AS "GPUs with errors" {_ACTIVE_ALERTS} AND a.alert_type IN {_ERRORS}'),
-        now(f"{_sum('model:gpus_throttled:count')} or vector(0)", "GPUs throttled"),
-        now(f"sum({_NODES_DOWN}) or vector(0)", "Nodes not reporting"),
+        now_or_words(_sum("model:gpus_throttled:count"), "GPUs throttled"),
+        sql(f'SELECT count(*) AS "Nodes not reporting" {_SILENT_NODES}'),
         thresholds=bad_from_one(WARNING),
+        empty="not told",
         names=True,
     ).override_by_regexp("GPUs lost|GPUs with errors", properties(thresholds=bad_from_one(CRITICAL).build()))
 
@@ -235,8 +247,10 @@ def _over_time(built: Board) -> None:
         (
             lines(
                 "Nodes not reporting, by datacenter",
-                "Does one site fall away, or single nodes?",
-                over_time(_NODES_DOWN, "{{datacenter}}"),
+                "Does one site fall away, or single nodes? A gap: the bridge did not answer.",
+                over_time(
+                    'datacenter:nodes:count{datacenter=~"$datacenter"} - datacenter:nodes_up:count', "{{datacenter}}"
+                ),
                 unit="short",
                 low=0,
                 soft_high=2,
@@ -245,6 +259,7 @@ def _over_time(built: Board) -> None:
                 fill=25,
                 legend_right=True,
                 calcs=["lastNotNull", "max"],
+                empty="The bridge does not answer",
             ),
             12,
         ),
@@ -380,13 +395,7 @@ def _news(built: Board) -> None:
                                 THEN 'nothing is heard of it: its bridge does not scrape it, or its records wait'
                                 ELSE coalesce(s.reason, 'unknown') END AS "Reason",
                            n.last_seen AS "Last seen"
-                      FROM nodes n
-                      LEFT JOIN LATERAL (
-                          SELECT s.up, s.reason FROM scrapes s WHERE s.node_id = n.node_id
-                           ORDER BY s.collected_at DESC LIMIT 1
-                      ) s ON n.last_seen IS DISTINCT FROM n.last_heard
-                     WHERE n.removed_at IS NULL AND {IN_DATACENTER}
-                       AND (NOT s.up OR n.last_heard < now() - 3 * n.interval_ms * interval '1 millisecond')
+                    {_SILENT_NODES}
                      ORDER BY n.last_seen DESC NULLS FIRST
                      LIMIT 50
                     """,

@@ -116,7 +116,10 @@ def _who_it_is(built: Board) -> None:
                 "How warm is it, what does it draw, and how many of its alerts are active?",
                 now_or_words(f"max({temperature(OF_GPU)})", "temperature"),
                 now_or_words(f"max({power(OF_GPU)})", "power"),
-                sql(f"SELECT count(*) AS \"active alerts\" FROM alerts WHERE status = 'active' AND {_HERE}"),
+                sql(
+                    "SELECT (SELECT count(*) FROM alerts a WHERE a.status = 'active' AND a.gpu_uuid = g.gpu_uuid) "
+                    f'AS "active alerts" FROM gpus g WHERE g.{_HERE}'
+                ),
                 names=True,
                 thresholds=rule_steps("high_temperature"),
                 unit="celsius",
@@ -146,7 +149,7 @@ def _who_it_is(built: Board) -> None:
                      ORDER BY p.since DESC, p.mig_instance
                      LIMIT 100
                     """,
-                    words="It was never seen",
+                    words="Choose a GPU",
                     column="Datacenter",
                 ),
                 columns=[

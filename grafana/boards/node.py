@@ -17,6 +17,7 @@ from grafana.expressions import (
     line_by_gpu,
     line_by_slice,
     memory_percent,
+    of_workload,
     power,
     profiled,
     temperature,
@@ -39,7 +40,7 @@ from grafana.sources import now, now_or_words, over_time, rows_or_words, sql, sq
 _HERE: Final = "node_id = '$node'"
 _OPEN_GPU: Final = series_link(GPU, "Open this GPU", node="node_id", uuid="uuid")
 _COLOURS: Final = {f"GPU {index}( |$)": colour for index, colour in enumerate(OF_GPUS)}
-_WORKLOAD: Final = "namespace, pod, hpc_job"
+_ROW: Final = "gpu, modelName, UUID, GPU_I_PROFILE, GPU_I_ID, namespace, pod, hpc_job"
 # Of a GPU's bits the gravest counts: hardware slowdown or power brake, heat, power cap, none; 1 is idle.
 _THROTTLE: Final = value_map(
     {
@@ -90,7 +91,9 @@ def node() -> Dashboard:
 
 
 def _gpus_now(expression: str) -> prometheus.Dataquery:
-    return rows_or_words(expression, label="pod", words="No GPU of this node reports")
+    """A row for each GPU, MIG instance and workload on the page: with no number where this is not told or believed."""
+    found, there = (f"max by ({_ROW}) ({of_workload(each)})" for each in (expression, device("GPU_TEMP", ON_NODE)))
+    return rows_or_words(f"{found} or NaN * {there}", label="pod", words="No GPU of this node reports")
 
 
 def _at_a_glance(built: Board) -> None:
@@ -120,8 +123,12 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Active alerts",
                 "How many alerts of this node and its GPUs fire now?",
-                sql(f"SELECT count(*) AS \"Alerts\" FROM alerts WHERE status = 'active' AND {_HERE}"),
+                sql(
+                    "SELECT (SELECT count(*) FROM alerts a WHERE a.status = 'active' AND a.node_id = n.node_id) "
+                    f'AS "Alerts" FROM nodes n WHERE n.{_HERE}'
+                ),
                 thresholds=bad_from_one(WARNING),
+                empty="Choose a node",
                 links=[board.plain_link(board.ALERTS, "Alerts and actions", node="$node")],
             ),
             3,
@@ -162,24 +169,18 @@ def _at_a_glance(built: Board) -> None:
             6,
         ),
     )
-    slices = "gpu, modelName, UUID, GPU_I_PROFILE, GPU_I_ID"
     built.put(
         11,
         (
             table_panel(
                 "Its GPUs now",
                 "Which GPU is unlike the others, and who uses it? A MIG instance has a row of its own.",
-                _gpus_now(f"max by ({slices}, {_WORKLOAD}) ({temperature(ON_NODE)})"),
-                _gpus_now(f"max by ({slices}, {_WORKLOAD}) ({power(ON_NODE)})"),
-                _gpus_now(
-                    f"max by ({slices}, {_WORKLOAD}) ({device('GPU_UTIL', ON_NODE, high=100)} "
-                    f"or 100 * {profiled('GR_ENGINE_ACTIVE', ON_NODE)})"
-                ),
-                _gpus_now(f"100 * max by ({slices}, {_WORKLOAD}) ({profiled('PIPE_TENSOR_ACTIVE', ON_NODE)})"),
-                _gpus_now(f"max by ({slices}, {_WORKLOAD}) ({memory_percent(ON_NODE)})"),
-                _gpus_now(f"max by ({slices}, {_WORKLOAD}) ({device('XID_ERRORS', ON_NODE, high=10000)})"),
-                # So that a GPU has a row whose values are all beyond belief.
-                _gpus_now(f"max by ({slices}, {_WORKLOAD}) (0 * {device('GPU_TEMP', ON_NODE)})"),
+                _gpus_now(temperature(ON_NODE)),
+                _gpus_now(power(ON_NODE)),
+                _gpus_now(f"{device('GPU_UTIL', ON_NODE, high=100)} or 100 * {profiled('GR_ENGINE_ACTIVE', ON_NODE)}"),
+                _gpus_now(f"100 * {profiled('PIPE_TENSOR_ACTIVE', ON_NODE)}"),
+                _gpus_now(memory_percent(ON_NODE)),
+                _gpus_now(device("XID_ERRORS", ON_NODE, high=10000)),
                 columns=[
                     column("GPU", width=65, left=True, link=cell_link(GPU, "Open this GPU", node="node", uuid="UUID")),
                     column("MIG profile", width=100),
@@ -240,7 +241,7 @@ def _at_a_glance(built: Board) -> None:
                             "pod": "Pod",
                             "hpc_job": "Job",
                         },
-                        ("Time", "modelName", "Value #G"),
+                        ("Time", "modelName"),
                     ),
                 ],
                 sort_by=("GPU", False),

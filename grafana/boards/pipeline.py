@@ -13,6 +13,9 @@ from grafana.sources import now, now_or_words, over_time, rows_or_words, sql_or_
 
 _OWN: Final = 'job=~"bridge|alert-engine|api|prometheus"'
 _PER_SECOND: Final = "[$__rate_interval]"
+# Prometheus answers if it is asked. It may watch other things too, and forgets a target that DNS no longer names.
+_PARTS: Final = ("bridge", "gpu-fleet", "alert-engine", "api")
+_UP: Final = f'up{{job=~"{"|".join(_PARTS)}"}}' + "".join(f' or absent(up{{job="{part}"}}) - 1' for part in _PARTS)
 
 
 def pipeline() -> Dashboard:
@@ -90,20 +93,21 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Lost without a reason",
                 "How many GPU records of the last whole hour can nothing account for? Anything but 0 is a fault.",
-                now("max(alert_engine_ledger_missing_gpu_records) or vector(0)"),
+                now_or_words("max(alert_engine_ledger_missing_gpu_records)"),
                 thresholds=bad_from_one(CRITICAL),
+                empty="No alert engine answers",
             ),
             4,
         ),
         (
             stat_panel(
                 "Parts that answer",
-                "Which of the scraped parts are up?",
-                now_or_words("sum(up) / count(up) * 100"),
+                "Which share of the bridge, its page of the fleet, the alert engines and the API is up? A part that "
+                "Prometheus finds none of counts as down.",
+                now(f"100 * avg(avg by (job) ({_UP}))"),
                 unit="percent",
                 decimals=0,
                 thresholds=steps(CRITICAL, (100, "green")),
-                empty="Prometheus scrapes nothing",
             ),
             4,
         ),
@@ -133,8 +137,8 @@ def _at_a_glance(built: Board) -> None:
         (
             bars(
                 "Parts",
-                "Is each part scraped and up? 1 is up, 0 is down.",
-                now("min by (job) (up)", "{{job}}"),
+                "Is each part scraped, and are all of it up? 1 is up, 0 is down or not there.",
+                now(f"min by (job) ({_UP})", "{{job}}"),
                 decimals=0,
                 thresholds=steps(CRITICAL, (1, "green")),
             ).max(1),

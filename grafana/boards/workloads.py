@@ -10,7 +10,7 @@ from grafana.board import Board
 from grafana.colours import CRITICAL, WARNING, plain, steps
 from grafana.expressions import SAMPLES_AN_HOUR
 from grafana.panels import column, lines, organised, stat_panel, table_panel, transform
-from grafana.sources import now, over_time, rows_or_words
+from grafana.sources import now_or_words, over_time, rows_or_words
 
 _PICK: Final = 'datacenter=~"$datacenter",namespace=~"$namespace"'
 _LABELS: Final = "datacenter, namespace, pod, hpc_job"
@@ -20,12 +20,19 @@ _IDLE_HOURS: Final = f"sum_over_time(workload:gpus_idle:count{{{_PICK}}}[$__rang
 _WATT_HOURS: Final = f"sum_over_time(workload:gpu_power_watts:sum{{{_PICK}}}[$__range]) / {SAMPLES_AN_HOUR}"
 # Of the GPUs and the moments that tell it: what is not told is not 0.
 _UTILISATION: Final = f"avg_over_time(workload:gpu_utilization_percent:avg{{{_PICK}}}[$__range])"
+# There are GPUs, so that nobody's having one is 0 and not unknown: now, and at some time in the range.
+_REPORTING: Final = 'sum(model:gpus:count{datacenter=~"$datacenter"})'
+_REPORTED: Final = 'sum(sum_over_time(model:gpus:count{datacenter=~"$datacenter"}[$__range]))'
+# Nobody has one of them.
+_FREE: Final = f"({_REPORTING} unless sum(workload:gpus:count{{{_PICK}}}))"
+_ALWAYS_FREE: Final = f"({_REPORTED} unless sum({_HOURS}))"
 _COLUMNS: Final = {
     "GPU-hours": ("Value #A", _HOURS),
     "Utilisation": ("Value #B", _UTILISATION),
     "Idle": ("Value #C", _IDLE_HOURS),
     "Energy": ("Value #D", _WATT_HOURS),
 }
+_SILENT: Final = "No GPU reports"
 
 
 def workloads() -> Dashboard:
@@ -51,16 +58,23 @@ def workloads() -> Dashboard:
     return built.build()
 
 
+def _or_none(expression: str, when: str) -> prometheus.Dataquery:
+    """A number, 0 where there is none though `when` gives one; the panel's `empty` has the words where it does not."""
+    return now_or_words(f"{expression} or 0 * {when}")
+
+
 def _at_a_glance(built: Board) -> None:
-    idle_share = f"100 * sum({_IDLE_HOURS}) / sum({_HOURS})"
+    # Of the workloads that tell it.
+    idle_share = f"100 * sum({_IDLE_HOURS}) / sum({_HOURS} and on ({_LABELS}) {_IDLE_HOURS})"
     built.put(
         4,
         (
             stat_panel(
                 "Workloads now",
                 "How many pods and jobs have a GPU?",
-                now(f"count(workload:gpus:count{{{_PICK}}}) or vector(0)"),
+                _or_none(f"count(workload:gpus:count{{{_PICK}}})", _REPORTING),
                 thresholds=plain("blue"),
+                empty=_SILENT,
             ),
             4,
         ),
@@ -68,19 +82,21 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "GPUs they have",
                 "How many GPUs do they have together?",
-                now(f"sum(workload:gpus:count{{{_PICK}}}) or vector(0)"),
+                _or_none(f"sum(workload:gpus:count{{{_PICK}}})", _REPORTING),
                 decimals=0,
                 thresholds=plain("blue"),
+                empty=_SILENT,
             ),
             4,
         ),
         (
             stat_panel(
                 "Of these idle",
-                "How many of them are at work for less than 5 % of the time?",
-                now(f"sum(workload:gpus_idle:count{{{_PICK}}}) or vector(0)"),
+                "How many of them are at work for less than 5 % of the time, of those that tell?",
+                _or_none(f"sum(workload:gpus_idle:count{{{_PICK}}})", _FREE),
                 decimals=0,
                 thresholds=steps("blue", (1, WARNING)),
+                empty="not told",
             ),
             4,
         ),
@@ -88,21 +104,23 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "GPU-hours in this range",
                 "How much was allocated?",
-                now(f"sum({_HOURS}) or vector(0)"),
+                _or_none(f"sum({_HOURS})", _REPORTED),
                 unit="suffix: GPU-h",
                 decimals=1,
                 thresholds=plain("blue"),
+                empty=_SILENT,
             ),
             4,
         ),
         (
             stat_panel(
                 "Idle share of them",
-                "Which share of what was allocated was not used?",
-                now(f"{idle_share} or vector(0)"),
+                "Which share of what was allocated was not used, as far as it is told?",
+                _or_none(idle_share, _ALWAYS_FREE),
                 unit="percent",
                 decimals=1,
                 thresholds=steps("green", (10, WARNING), (30, CRITICAL)),
+                empty="not told",
             ),
             4,
         ),
@@ -110,10 +128,11 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Energy in this range",
                 "What did the workloads' GPUs use?",
-                now(f"sum({_WATT_HOURS}) or vector(0)"),
+                _or_none(f"sum({_WATT_HOURS})", _ALWAYS_FREE),
                 unit="watth",
                 decimals=1,
                 thresholds=plain("blue"),
+                empty="not told",
             ),
             4,
         ),
@@ -173,7 +192,11 @@ def _table(
 ) -> table.Panel:
     """A row for each chosen workload, with every column; the choice is repeated, so that all columns have the same."""
     queries: list[prometheus.Dataquery] = [
-        rows_or_words(f"{expression} and on ({_LABELS}) {chosen}", label="pod", words="none in this range")
+        rows_or_words(
+            f"{expression} and on ({_LABELS}) {chosen} or on ({_LABELS}) NaN * ({chosen})",
+            label="pod",
+            words="none in this range",
+        )
         for _, expression in _COLUMNS.values()
     ]
     shown = {value: name for name, (value, _) in _COLUMNS.items()}
@@ -212,14 +235,27 @@ def _over_time(built: Board) -> None:
     built.row("Over time")
     top = "topk(10, sum by (namespace) ({rule}{{" + _PICK + "}}))"
     panels = (
-        ("GPUs by namespace", "Who has the GPUs? The ten largest.", "workload:gpus:count", "short"),
+        (
+            "GPUs by namespace",
+            "Who has the GPUs? The ten largest.",
+            "workload:gpus:count",
+            "short",
+            "No workload had a GPU in this range",
+        ),
         (
             "Idle GPUs by namespace",
             "Who holds GPUs without using them? The ten largest.",
             "workload:gpus_idle:count",
             "short",
+            "No workload's GPU told its utilisation in this range",
         ),
-        ("Power by namespace", "Whose work takes the power? The ten largest.", "workload:gpu_power_watts:sum", "watt"),
+        (
+            "Power by namespace",
+            "Whose work takes the power? The ten largest.",
+            "workload:gpu_power_watts:sum",
+            "watt",
+            "No workload's GPU told its power in this range",
+        ),
     )
     built.put(
         9,
@@ -235,10 +271,10 @@ def _over_time(built: Board) -> None:
                     stacked=True,
                     soft_high=4,
                     calcs=["lastNotNull", "mean"],
-                    empty="No workload had a GPU in this range",
+                    empty=empty,
                 ),
                 8,
             )
-            for title, description, rule, unit in panels
+            for title, description, rule, unit, empty in panels
         ),
     )

@@ -166,19 +166,50 @@ def test_a_link_leads_to_a_dashboard_that_has_its_variables_and_keeps_the_time_r
         dashboard["uid"]: {variable["name"] for variable in dashboard["templating"]["list"]}
         for dashboard in dashboards.values()
     }
-    addresses = [found["url"] for found in walk(dashboards[name]) if str(found.get("url", "")).startswith("/d/")]
-    at_top = {link["url"] for link in dashboards[name]["links"]}
-    assert at_top == {f"/d/{uid}" for uid in variables} - {f"/d/{dashboards[name]['uid']}"}
-    assert all(link["keepTime"] and link["includeVars"] for link in dashboards[name]["links"])
-    for address in set(addresses) - at_top:
+    addresses = {found["url"] for found in walk(dashboards[name]) if str(found.get("url", "")).startswith("/d/")}
+    assert all(link["keepTime"] for link in dashboards[name]["links"])
+    for address in addresses - {link["url"] for link in dashboards[name]["links"]}:
+        assert "${__url_time_range}" in address
+    for address in addresses:
         parts = urlsplit(address)
         uid = parts.path.removeprefix("/d/")
         given = {key.removeprefix("var-") for key, _ in parse_qsl(parts.query) if key.startswith("var-")}
         assert given <= variables[uid], address
-        assert "${__url_time_range}" in parts.query
         for kept in re.findall(r"\$\{(\w+):queryparam\}", parts.query):
             assert kept in variables[dashboards[name]["uid"]], address
             assert kept in variables[uid], address
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_links_at_the_top_lead_to_all_others_and_carry_no_choice_of_many_to_where_one_is_chosen(name, dashboards):
+    by_uid = {dashboard["uid"]: dashboard for dashboard in dashboards.values()}
+    here = variables_of(dashboards[name])
+    led_to = set()
+    for link in dashboards[name]["links"]:
+        # Grafana would carry every variable, also `node=All` to a dashboard of one node.
+        assert not link["includeVars"]
+        parts = urlsplit(link["url"])
+        uid = parts.path.removeprefix("/d/")
+        led_to.add(uid)
+        carried = re.findall(r"\$\{(\w+):queryparam\}", parts.query)
+        assert {"datacenter", "model"} <= set(carried)
+        for variable in carried:
+            assert takes_many(variables_of(by_uid[uid])[variable]) or not takes_many(here[variable]), (uid, variable)
+    assert led_to == set(by_uid) - {dashboards[name]["uid"]}
+
+
+def variables_of(dashboard):
+    return {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+
+
+def takes_many(variable):
+    return bool(variable["multi"] or variable["includeAll"])
+
+
+def test_a_node_goes_along_to_the_dashboards_that_have_one_or_several(dashboards):
+    for name in ("node", "gpu"):
+        carrying = {link["title"] for link in dashboards[name]["links"] if "${node:queryparam}" in link["url"]}
+        assert carrying == {"Node", "GPU", "Alerts and actions"} - {dashboards[name]["title"]}
 
 
 def column_of_words(panel, target):
