@@ -161,7 +161,7 @@ def test_values_are_held_to_the_range_of_the_field_table():
 
 
 def test_what_appears_is_new_within_the_window_in_which_a_rise_is():
-    judged = [rule["expr"] for rule in rules("alert") if "process_start_time_seconds" in rule["expr"]]
+    judged = [rule["expr"] for rule in rules("alert") if "unless on (job, instance" in rule["expr"]]
     assert len(judged) > 5
     for expression in judged:
         (began,) = set(re.findall(r"time\(\) - (\d+)", expression))
