@@ -22,7 +22,10 @@ from gpu_telemetry.local.table import render
     help="The stack's data directory.",
 )
 def command(*, as_json: bool, data: Path) -> None:
-    """Show nodes, GPUs, rates, lag, open alerts and parts of the running stack; exit 1 if none runs."""
+    """Show nodes, GPUs, rates, lag, open alerts and parts of the running stack.
+
+    Exit code 1: none runs, or a service of it does not answer.
+    """
     directory = DataDirectory(data)
     state = directory.read_state()
     if state is None:
@@ -38,9 +41,10 @@ def command(*, as_json: bool, data: Path) -> None:
     if as_json:
         whole = msgspec.to_builtins(state) | msgspec.to_builtins(snapshot)
         print(msgspec.json.format(msgspec.json.encode(whole), indent=2).decode())
-        return
-    console = Console(highlight=False)
-    console.print(render(state, snapshot))
-    console.print(f"database {state.database}   kafka {state.kafka}")
-    for part in state.parts:
-        console.print(f"log of {part.name}: {part.log}", soft_wrap=True)
+    else:
+        console = Console(highlight=False)
+        console.print(render(state, snapshot))
+        console.print(f"database {state.database}   kafka {state.kafka}")
+        for part in state.parts:
+            console.print(f"log of {part.name}: {part.log}", soft_wrap=True)
+    sys.exit(1 if snapshot.unanswered else 0)

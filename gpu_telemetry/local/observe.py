@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Final, TypeVar
 
 import httpx
 import msgspec
@@ -12,13 +13,17 @@ from gpu_telemetry.local.directory import Rates
 
 _TIMEOUT_SECONDS: Final = 2.0
 _WINDOW_SECONDS: Final = 30.0
-# Enough for any fleet that one machine emulates; a larger one is shown in part, and says so.
+# Rows of one answer; a longer list is read page by page.
 _LIMIT: Final = 5000
+# A node in one of these shows nothing: its exporter is down, or nobody heard of it for three intervals.
+_SILENT: Final = frozenset({"down", "unknown"})
 
 SCRAPES: Final = "gpu_bridge_scrapes_total"
 PUBLISHED: Final = "gpu_bridge_gpu_records_total"
 STORED: Final = 'alert_engine_records_stored_total{kind="gpu"}'
 LAG: Final = "alert_engine_lag_records"
+
+Shape = TypeVar("Shape")
 
 
 class GpuView(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +39,7 @@ class GpuView(msgspec.Struct, frozen=True, kw_only=True):
     gpu_utilization_percent: float | None = None
     memory_used_percent: float | None = None
     workloads: list[dict[str, str | None]] = []
-    collected_at: str | None = None
+    collected_at: str
 
     @property
     def workload(self) -> str | None:
@@ -44,13 +49,23 @@ class GpuView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as the API lists it."""
+    """A node as the API lists it; `last_seen` is when its newest good page was scraped."""
 
     node_id: str
     status: str
     datacenter: str | None = None
     last_seen: str | None = None
     active_alerts: int = 0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its exporter is heard."""
+        return self.status not in _SILENT
+
+    def shows(self, gpu: GpuView) -> bool:
+        """Whether a GPU that stands in this node was on its newest page; one that is older is gone or silent."""
+        # Both are times of scrapes as the API writes them, so that their order is that of the texts.
+        return self.is_up and self.last_seen is not None and gpu.collected_at >= self.last_seen
 
 
 class AlertView(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,15 +80,50 @@ class AlertView(msgspec.Struct, frozen=True, kw_only=True):
     triggered_at: str
 
 
+class NodeTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """How many nodes are in the configuration."""
+
+    total: int = 0
+    down: int = 0
+    unknown: int = 0
+
+
+class GpuTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """How many GPUs stand in them, and how many of these were scraped within three intervals."""
+
+    total: int = 0
+    reporting: int = 0
+
+
+class AlertTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """How many alerts are active."""
+
+    total: int = 0
+
+
+class FleetView(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole fleet, counted by the API."""
+
+    nodes: NodeTotals = NodeTotals()
+    gpus: GpuTotals = GpuTotals()
+    alerts: AlertTotals = AlertTotals()
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One look at everything. `unanswered` names the services that gave no answer, and why."""
 
+    fleet: FleetView = FleetView()
     nodes: list[NodeView] = []
     gpus: list[GpuView] = []
     alerts: list[AlertView] = []
     consumer_lag: int | None = None
     counters: dict[str, float] = {}
     unanswered: dict[str, str] = {}
+
+    def shown(self) -> list[GpuView]:
+        """The GPUs and MIG instances that their nodes show now, without those of which only an old row is left."""
+        nodes = {node.node_id: node for node in self.nodes}
+        return [gpu for gpu in self.gpus if gpu.node_id in nodes and nodes[gpu.node_id].shows(gpu)]
 
 
 class _Problem(msgspec.Struct):
@@ -100,27 +150,41 @@ class Observer:
     def look(self) -> Snapshot:
         """Ask all services once; what does not answer is empty and named."""
         unanswered: dict[str, str] = {}
-        api = self._urls["api"]
+        api = f"{self._urls['api']}/api/v1"
         counters: dict[str, float] = {}
         for service in ("bridge metrics", "alert engine metrics"):
             counters |= self._metrics(service, unanswered)
         lag = counters.get(LAG)
+        fleet, nodes, gpus, alerts = FleetView(), list[NodeView](), list[GpuView](), list[AlertView]()
+        try:
+            (fleet,) = self._pages(f"{api}/fleet/summary", FleetView)
+            # Before the GPUs: what was on a node's newest page is then among them, or something newer.
+            nodes = list(chain.from_iterable(self._pages(f"{api}/nodes?limit={_LIMIT}", list[NodeView])))
+            gpus = list(chain.from_iterable(self._pages(f"{api}/metrics/latest?limit={_LIMIT}", list[GpuView])))
+            alerts = list(chain.from_iterable(self._pages(f"{api}/alerts/active?limit={_LIMIT}", list[AlertView])))
+        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            unanswered["api"] = reason(error)
         return Snapshot(
-            nodes=self._list(f"{api}/api/v1/nodes?limit={_LIMIT}", list[NodeView], unanswered),
-            gpus=self._list(f"{api}/api/v1/metrics/latest?limit={_LIMIT}", list[GpuView], unanswered),
-            alerts=self._list(f"{api}/api/v1/alerts/active?limit={_LIMIT}", list[AlertView], unanswered),
+            fleet=fleet,
+            nodes=nodes,
+            gpus=gpus,
+            alerts=alerts,
             consumer_lag=None if lag is None else int(lag),
             counters=counters,
             unanswered=unanswered,
         )
 
-    def _list(self, url: str, shape: type[Any], unanswered: dict[str, str]) -> Any:  # noqa: ANN401 - of that shape
-        try:
-            answer = self._client.get(url).raise_for_status()
-            return msgspec.json.decode(answer.content, type=shape)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
-            unanswered["api"] = reason(error)
-            return []
+    def _pages(self, url: str, shape: type[Shape]) -> Iterator[Shape]:
+        """The answer at a URL, and those at the pages after it.
+
+        Raises:
+            httpx.HTTPError, msgspec.DecodeError: it does not answer, or not so.
+        """
+        following: str | None = url
+        while following is not None:
+            answer = self._client.get(following).raise_for_status()
+            yield msgspec.json.decode(answer.content, type=shape)
+            following = answer.links.get("next", {}).get("url")
 
     def _metrics(self, service: str, unanswered: dict[str, str]) -> dict[str, float]:
         try:

@@ -19,6 +19,7 @@ _MOST_ALERTS: Final = 5
 _WARM_CELSIUS: Final = 85
 _HOT_CELSIUS: Final = 90
 _STATUS_STYLE: Final = {"healthy": "green", "warning": "yellow", "critical": "bold red", "down": "bold red"}
+_SERVICE: Final = {"api": "API"}
 _PART_STYLE: Final = {"up": "green", "starting": "cyan", "waiting": "dim", "restarting": "bold red", "ended": "dim"}
 
 
@@ -33,16 +34,20 @@ def render(state: StackState, snapshot: Snapshot) -> RenderableType:
 
 def summary(snapshot: Snapshot, rates: Rates) -> str:
     """Everything in one line."""
+    silent = [f"the {_SERVICE.get(name, name)} does not answer: {why}" for name, why in snapshot.unanswered.items()]
     if "api" in snapshot.unanswered:
-        return f"the API does not answer: {snapshot.unanswered['api']}"
-    up = sum(1 for node in snapshot.nodes if node.status not in {"down", "unknown"})
-    words = [f"{up} of {len(snapshot.nodes)} nodes up", f"{_count(snapshot.gpus)} GPUs"]
-    hottest = max(snapshot.gpus, key=lambda gpu: gpu.temperature_celsius or 0, default=None)
-    if hottest is not None and hottest.temperature_celsius is not None:
+        return " | ".join(silent)
+    nodes, gpus = snapshot.fleet.nodes, snapshot.fleet.gpus
+    words = [*silent, f"{nodes.total - nodes.down - nodes.unknown} of {nodes.total} nodes up"]
+    words.append(
+        f"{gpus.total} GPUs" if gpus.reporting == gpus.total else f"{gpus.reporting} of {gpus.total} GPUs report"
+    )
+    hottest = _hottest(snapshot.shown())
+    if hottest is not None:
         words.append(f"hottest {hottest.node_id} GPU {hottest.gpu_index} {hottest.temperature_celsius:.1f} °C")
     words.append(f"{_rate(rates.scrapes)} scrapes/s, {_rate(rates.published)} records/s")
     words.append(f"lag {'?' if snapshot.consumer_lag is None else snapshot.consumer_lag}")
-    words.append(f"open alerts {len(snapshot.alerts)}")
+    words.append(f"open alerts {snapshot.fleet.alerts.total}")
     return " | ".join(words)
 
 
@@ -51,26 +56,35 @@ def _count(gpus: Sequence[GpuView]) -> int:
     return len({gpu.gpu_uuid for gpu in gpus})
 
 
+def _hottest(gpus: Sequence[GpuView]) -> GpuView | None:
+    """The hottest of those that tell their temperature."""
+    measured = [gpu for gpu in gpus if gpu.temperature_celsius is not None]
+    return max(measured, key=lambda gpu: gpu.temperature_celsius or 0, default=None)
+
+
 def _fleet(snapshot: Snapshot) -> RenderableType:
+    if "api" in snapshot.unanswered:
+        return Text("nothing is known of the nodes while the API does not answer", style="dim")
     if not snapshot.nodes:
         return Text("no node has been heard of yet", style="dim")
     if len(snapshot.nodes) <= _DETAILED_NODES:
         return Columns([_node(node, snapshot.gpus) for node in snapshot.nodes])
+    shown = snapshot.shown()
     table = Table(box=None, pad_edge=False)
     for heading in ("node", "datacenter", "status", "GPUs", "hottest", "power", "busy", "alerts"):
         table.add_column(heading, justify="left" if heading in {"node", "datacenter", "status"} else "right")
     for node in snapshot.nodes[:_MOST_ROWS]:
-        gpus = [gpu for gpu in snapshot.gpus if gpu.node_id == node.node_id]
-        hottest = max((gpu.temperature_celsius or 0 for gpu in gpus), default=0)
+        gpus = [gpu for gpu in shown if gpu.node_id == node.node_id]
+        hottest = _hottest(gpus)
         # What the GPU as a whole draws stands in the row of each of its MIG instances.
         power = sum({gpu.gpu_uuid: gpu.power_watts or 0 for gpu in gpus}.values())
-        busy = sum(1 for gpu in gpus if gpu.workload)
+        busy = _count([gpu for gpu in gpus if gpu.workload])
         table.add_row(
             node.node_id,
             node.datacenter or "",
             Text(node.status, style=_STATUS_STYLE.get(node.status, "dim")),
             str(_count(gpus)),
-            _celsius(hottest),
+            _celsius(hottest.temperature_celsius if hottest else None),
             f"{power:.0f} W",
             str(busy),
             str(node.active_alerts),
@@ -86,11 +100,15 @@ def _node(node: NodeView, gpus: Sequence[GpuView]) -> RenderableType:
     for heading, width in (("GPU", 4), ("°C", 3), ("W", 4), ("%", 3)):
         table.add_column(heading, justify="right", min_width=width)
     table.add_column("workload", min_width=26, max_width=26, no_wrap=True)
-    own = sorted(
-        (gpu for gpu in gpus if gpu.node_id == node.node_id), key=lambda gpu: (gpu.gpu_index, gpu.mig_instance or "")
-    )
-    for gpu in own[:_MOST_ROWS]:
+    own = [gpu for gpu in gpus if gpu.node_id == node.node_id]
+    newest = {gpu.gpu_index: gpu.collected_at for gpu in sorted(own, key=lambda gpu: gpu.collected_at)}
+    # A GPU that is gone is missed at its index, unless another took its place.
+    rows = [gpu for gpu in own if node.shows(gpu) or gpu.collected_at == newest[gpu.gpu_index]]
+    for gpu in sorted(rows, key=lambda gpu: (gpu.gpu_index, gpu.mig_instance or ""))[:_MOST_ROWS]:
         index = f"{gpu.gpu_index}" if gpu.mig_instance is None else f"{gpu.gpu_index}/{gpu.mig_instance}"
+        if not node.shows(gpu):
+            table.add_row(index, "-", "-", "-", f"seen {gpu.collected_at[:16].replace('T', ' ')} UTC", style="dim")
+            continue
         table.add_row(
             index,
             _celsius(gpu.temperature_celsius),

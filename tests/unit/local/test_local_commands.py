@@ -87,7 +87,7 @@ def test_status_of_a_stack_that_has_said_nothing_yet_says_that_it_starts(held):
     assert "is only just starting" in starting.stderr
 
 
-def test_status_of_a_stack_whose_services_do_not_answer_shows_what_is_known(held):
+def test_status_of_a_stack_whose_services_do_not_answer_shows_what_is_known_and_exits_with_1(held):
     directory, pid = held
     with socket.create_server(("127.0.0.1", 0)) as unused:
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -104,10 +104,12 @@ def test_status_of_a_stack_whose_services_do_not_answer_shows_what_is_known(held
     }
     (directory / "state.json").write_text(json.dumps(state))
     told = gpu_telemetry("status", "--json", "--data", directory)
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 1, told.stderr
     answer = json.loads(told.stdout)
     assert answer["parts"][0]["restarts"] == 4
     assert set(answer["unanswered"]) == {"api", "bridge", "alert engine"}
     table = gpu_telemetry("status", "--data", directory)
+    assert table.returncode == 1
+    assert "the API does not answer: " in table.stdout
     assert "API restarting (4 restarts)" in table.stdout
     assert f"{directory}/logs/api.log" in table.stdout
