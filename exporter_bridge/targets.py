@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
-import msgspec
 import xxhash
-import yaml
 
+from exporter_bridge.documents import parse
 from gpu_telemetry.records import MAX_IDENTIFIER_LENGTH
 from gpu_telemetry.settings import split_address
 
@@ -70,8 +69,9 @@ _ACCESS_LABELS: Final[Mapping[str, str]] = {
 _NODE_LABELS: Final = frozenset(("node_id", "datacenter", "instance", "hostname"))
 _ADDRESSING_LABELS: Final = frozenset(("__scheme__", "__metrics_path__", "__scrape_timeout__"))
 _LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-_DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
+_DURATION: Final = re.compile("(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,9})ms)?")
 _UNIT_SECONDS: Final = (3600.0, 60.0, 1.0, 0.001)
+_LONGEST_TIMEOUT_SECONDS: Final = 86_400.0  # as BRIDGE_TIMEOUT_SECONDS
 
 
 def shard_of(node_id: str, count: int) -> int:
@@ -101,9 +101,9 @@ def read_targets(content: bytes, origin: str) -> list[Target]:
         TargetError: it is no list of target groups, or one of its values is wrong.
     """
     try:
-        groups = msgspec.json.decode(content)
-    except msgspec.DecodeError:
-        groups = _read_yaml(content, origin)
+        groups = parse(content)
+    except ValueError as error:
+        raise TargetError(f"{origin}: {error}") from None
     if groups is None:
         raise TargetError(f"{origin}: expected a list of target groups, got nothing; a fleet without nodes is []")
     if not isinstance(groups, list):
@@ -133,18 +133,6 @@ def unique_nodes(targets: Iterable[Target], origin: str) -> dict[str, Target]:
                 "give each a node_id label of its own"
             )
     return by_node
-
-
-def _read_yaml(content: bytes, origin: str) -> object:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        result: object = yaml.load(content, Loader=loader)  # noqa: S506 - one of the two safe loaders
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        problem = getattr(error, "problem", None) or "no JSON and no YAML"
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise TargetError(f"{origin}: expected JSON or YAML: {problem}{place}") from None
-    return result
 
 
 def _kind(value: object) -> str:
@@ -213,6 +201,8 @@ def _read_access(labels: Mapping[str, str], where: str) -> Access:
     access = Access(**{field: labels[label] for label, field in _ACCESS_LABELS.items() if label in labels})
     if (access.cert_file is None) != (access.key_file is None):
         raise TargetError(f"{where}: labels: __tls_cert_file__ and __tls_key_file__ go together")
+    if access.server_name is not None and not access.server_name.isascii():
+        raise TargetError(f"{where}: labels: __tls_server_name__: expected ASCII (a name's xn-- form)")
     if (access.username is None) != (access.password_file is None):
         raise TargetError(f"{where}: labels: __basic_auth_username__ and __basic_auth_password_file__ go together")
     if access.username is not None and access.bearer_token_file is not None:
@@ -229,6 +219,8 @@ def _read_target(address: object, labels: Mapping[str, str], access: Access, whe
         raise TargetError(f"{where}: targets: {error}") from None
     if port == 0 or not re.fullmatch(r"[^\s/?#@\\\x00-\x20]+", host):
         raise TargetError(f"{where}: targets: expected HOST:PORT, got {address!r}")
+    if not address.isascii():
+        raise TargetError(f"{where}: targets: expected a host in ASCII (its xn-- form) and a port, got {address!r}")
     scheme = labels.get("__scheme__", "http")
     if scheme not in {"http", "https"}:
         raise TargetError(f"{where}: labels: __scheme__: expected http or https, got {scheme!r}")
@@ -262,8 +254,8 @@ def _seconds(text: str, where: str) -> float:
     match = _DURATION.fullmatch(text)
     amounts = [int(amount or 0) for amount in match.groups()] if match else []
     seconds = sum(amount * unit for amount, unit in zip(amounts, _UNIT_SECONDS, strict=False))
-    if seconds <= 0:
-        raise TargetError(f"{where}: expected a duration such as 5s or 500ms, got {text!r}")
+    if not 0 < seconds <= _LONGEST_TIMEOUT_SECONDS:
+        raise TargetError(f"{where}: expected a duration such as 5s or 500ms, up to 24h, got {text!r}")
     return seconds
 
 

@@ -24,11 +24,11 @@ class Fleet:
 
     def list(self, *nodes):
         groups = [{"targets": [f"127.0.0.1:{self.port}"], "labels": {"node_id": node}} for node in nodes]
-        self.write(json.dumps(groups))
+        self.write(json.dumps(groups).encode())
 
-    def write(self, text):
+    def write(self, content):
         new = self.file.with_suffix(".new")
-        new.write_text(text)
+        new.write_bytes(content)
         new.replace(self.file)
 
 
@@ -85,7 +85,7 @@ def test_a_broken_version_is_refused_aloud_once_while_the_old_one_stays(on_loop,
     async def run():
         async with bridging("node-1", "node-2") as (bridge, fleet):
             await loopback.until(lambda: good_reload(bridge))
-            fleet.write('[{"targets": ["127.0.0.1"]}]')
+            fleet.write(b'[{"targets": ["127.0.0.1"]}]')
             await loopback.until(lambda: not good_reload(bridge))
             seen = len(turns(bridge))
             await loopback.until(lambda: len(turns(bridge)) >= seen + 4)
@@ -103,6 +103,18 @@ def test_a_broken_version_is_refused_aloud_once_while_the_old_one_stays(on_loop,
     assert "Starting collector, polling 2 nodes every 0.2s" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b'[{"targets": ["a:1"], "labels": {"rack": "Z\xfcrich"}}]', b"[" * 100_000])
+def test_a_version_that_no_parser_reads_is_refused_like_any_other(content, on_loop, loopback, bridging):
+    async def run():
+        async with bridging("node-1") as (bridge, fleet):
+            await loopback.until(lambda: good_reload(bridge))
+            fleet.write(content)
+            await loopback.until(lambda: not good_reload(bridge))
+            return sorted(bridge.scraper.nodes)
+
+    assert on_loop(run()) == ["node-1"]
+
+
 def test_a_node_absent_for_ten_minutes_of_good_reads_is_published_as_removed(on_loop, loopback, bridging):
     clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -111,7 +123,7 @@ def test_a_node_absent_for_ten_minutes_of_good_reads_is_published_as_removed(on_
             await loopback.until(lambda: len({turn.node_id for turn in turns(bridge)}) == 3)
             fleet.list("node-1", "node-2")
             await loopback.until(lambda: len(bridge.scraper.nodes) == 2)
-            fleet.write("[{")
+            fleet.write(b"[{")
             await loopback.until(lambda: not good_reload(bridge))
             # Ten minutes of bad reads are no absence from good ones.
             clock.advance(REMOVAL_SECONDS)

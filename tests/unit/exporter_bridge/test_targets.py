@@ -1,8 +1,11 @@
 """What a list of targets says, and what is said of a list that is wrong."""
 
 import json
+from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exporter_bridge.targets import (
     Access,
@@ -83,12 +86,20 @@ def test_reserved_labels_say_how_the_exporter_is_reached_and_stay_out_of_the_ser
         ([{"targets": ["gpu-1"]}], "group 1: targets: expected HOST:PORT, got 'gpu-1'"),
         ([{"targets": [9400]}], "group 1: targets: expected HOST:PORT, got 9400"),
         ([{"targets": ["gpu-1/metrics:9400"]}], "group 1: targets: expected HOST:PORT, got 'gpu-1/metrics:9400'"),
+        (
+            [{"targets": ["gpü-1:9400"]}],
+            "targets: expected a host in ASCII (its xn-- form) and a port, got 'gpü-1:9400'",
+        ),
+        ([{"targets": ["a:\u0663"]}], "targets: expected a host in ASCII (its xn-- form) and a port, got 'a:\u0663'"),
+        ([{"targets": ["a:1"], "labels": {"__tls_server_name__": "gpü"}}], "__tls_server_name__: expected ASCII"),
         ([{"targets": ["a:1"], "labels": {"rack": 7}}], "labels: rack: expected a string, got 7; put it in quotes"),
         ([{"targets": ["a:1"], "labels": {"a-b": ""}}], "labels: a-b: expected a name of letters, digits and"),
         ([{"targets": ["a:1"], "labels": {"node_id": ""}}], "labels: node_id: expected 1 to 512 characters"),
         ([{"targets": ["a:1"], "labels": {"__scheme__": "ftp"}}], "__scheme__: expected http or https, got 'ftp'"),
         ([{"targets": ["a:1"], "labels": {"__metrics_path__": "m"}}], "expected a path that starts with /, got 'm'"),
         ([{"targets": ["a:1"], "labels": {"__scrape_timeout__": "soon"}}], "expected a duration such as 5s or 500ms"),
+        ([{"targets": ["a:1"], "labels": {"__scrape_timeout__": "25h"}}], "500ms, up to 24h, got '25h'"),
+        ([{"targets": ["a:1"], "labels": {"__scrape_timeout__": "9" * 400 + "s"}}], "500ms, up to 24h, got '999"),
         ([{"targets": ["a:1"], "labels": {"__scrape_interval__": "5s"}}], "set BRIDGE_INTERVAL_SECONDS"),
         ([{"targets": ["a:1"], "labels": {"__tls_ca__": "x"}}], "labels: __tls_ca__: unknown; expected one of"),
         ([{"targets": ["a:1"], "labels": {"__tls_cert_file__": "x"}}], "__tls_key_file__ go together"),
@@ -122,6 +133,44 @@ def test_a_group_with_a_node_id_and_two_addresses_is_an_error_that_names_both():
 def test_broken_yaml_is_an_error_with_line_and_column():
     with pytest.raises(TargetError, match=r"targets.yml: expected JSON or YAML: .* at line 3, column"):
         read_targets(b"- targets: [a:1]\n  labels: {", "targets.yml")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            b'[{"targets": ["a:1"],\n"labels": {"rack": "Z\xfcrich"}}]',
+            "in UTF-8: invalid leading UTF-8 octet at line 2",
+        ),
+        (b"- targets: ['a:1']\n  labels: {rack: Z\xfcrich}\n", "in UTF-8: invalid leading UTF-8 octet at line 2"),
+        (b"[" * 100_000, "over 100 lists or mappings in one another at line 1, column 101"),
+        (b'{"a":' * 100_000, "over 100 lists or mappings in one another at line 1, column"),
+        (b"- " * 100_000 + b"a", "over 100 lists or mappings in one another at line 1, column 201"),
+        (b"- targets:\n  - 2026-13-45\n", "this is no timestamp at line 2, column 5"),
+        (b"- targets: [!!bool maybe]\n", "this is no bool at line 1, column 13"),
+        (b"- targets: [!!int '']\n", "this is no int at line 1, column 13"),
+        (b"- 0x" + b"f" * 10_000, "a number of over 64 bits at line 1, column 3"),
+    ],
+)
+def test_a_text_that_is_no_list_says_what_was_expected_and_where(content, expected):
+    with pytest.raises(TargetError) as caught:
+        read_targets(content, "targets.yml")
+    assert str(caught.value).startswith("targets.yml: expected JSON or YAML")
+    assert expected in str(caught.value)
+
+
+PIECES = [
+    b'- targets: ["a:1"]\n', b"  labels:\n", b"    node_id: x\n", b"[", b"]", b"{", b"}", b'"', b"'", b": ", b", ",
+    b"\n", b"- ", b"? ", b"!!int ", b"!!float ", b"!!bool ", b"!!timestamp ", b"!!binary ", b"!!set ", b"!!omap ",
+    b"&a ", b"*a", b"<<", b"1" * 5000, b"0x" + b"f" * 5000, b"1:2", b"2026-99-01", b"\xfc", b"\xff\xfe", b"\x00",
+    b"\\ud800", b"a", b"%YAML 1.1",
+]  # fmt: skip
+
+
+@given(st.one_of(st.binary(max_size=40), st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)))
+def test_whatever_a_text_holds_is_a_list_or_one_kind_of_error(content):
+    with suppress(TargetError):
+        read_targets(content, "targets.yml")
 
 
 def test_an_empty_list_is_a_fleet_without_nodes():
