@@ -7,7 +7,6 @@ from typing import Final
 
 import click
 import msgspec
-from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
 from gpu_telemetry.clock import SystemClock
@@ -17,7 +16,8 @@ from gpu_telemetry.doctor.stores import database_findings, disk_finding
 from gpu_telemetry.doctor.stream import kafka_findings
 from gpu_telemetry.local.directory import DEFAULT, DataDirectory, StackState
 from gpu_telemetry.local.ports import HOST, Ports
-from gpu_telemetry.settings import DatabaseSettings, KafkaSettings
+from gpu_telemetry.local.stack import database_of
+from gpu_telemetry.settings import DatabaseSettings, KafkaSettings, SettingsError
 
 _MARK: Final = {"ok": "ok   ", "wrong": "WRONG", "unchecked": "?    "}
 
@@ -58,7 +58,7 @@ def command(
     stack = directory.read_state()
     kafka = KafkaSettings.load(bootstrap_servers=stack.kafka if stack else None)
     database = DatabaseSettings.load(
-        url=_url_of(directory, stack) if stack else None, connect_timeout_seconds=max(1, round(timeout_seconds))
+        url=_url_of(stack, directory) if stack else None, connect_timeout_seconds=max(1, round(timeout_seconds))
     )
     known = stack.urls if stack else {}
     ports = Ports()
@@ -89,12 +89,11 @@ def command(
     sys.exit(0 if all(finding.state == "ok" for finding in findings) else 1)
 
 
-def _url_of(directory: DataDirectory, stack: StackState) -> SecretStr:
-    """The database of a running stack, with the password that it keeps in its directory, if it is its own."""
-    password = directory.postgres / "password"
-    if password.exists():
-        return SecretStr(make_conninfo(stack.database, password=password.read_text(encoding="utf-8").strip()))
-    return SecretStr(stack.database)
+def _url_of(stack: StackState, directory: DataDirectory) -> SecretStr:
+    try:
+        return database_of(stack, directory)
+    except OSError as error:
+        raise SettingsError(f"{error.filename}, the password of the stack's database: {error.strerror}") from None
 
 
 def _line(text: str) -> str:

@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 
 import click
+import psycopg
 from pydantic import SecretStr
 
 from gpu_telemetry.local.directory import DEFAULT, DirectoryHeld
 from gpu_telemetry.local.ports import PortInUse
 from gpu_telemetry.local.run import Run
-from gpu_telemetry.local.stack import Options
+from gpu_telemetry.local.stack import Options, without_password
 from gpu_telemetry.settings import split_address
 
 _DEMO_INTERVAL_SECONDS = 5.0
@@ -23,6 +24,17 @@ def _addresses(_context: click.Context, _parameter: click.Parameter, value: str 
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
     return value
+
+
+def _connection_string(_context: click.Context, _parameter: click.Parameter, value: str | None) -> SecretStr | None:
+    if value is None:
+        return None
+    try:
+        without_password(value)
+    except psycopg.Error:
+        # Its own text may hold the password.
+        raise click.BadParameter("expected a libpq URL, as in postgresql://telemetry@host/gpu_telemetry") from None
+    return SecretStr(value)
 
 
 @click.command()
@@ -41,7 +53,12 @@ def _addresses(_context: click.Context, _parameter: click.Parameter, value: str 
     help="Scrape these exporters (a Prometheus file_sd file) instead of the emulated fleet.",
 )
 @click.option("--kafka", metavar="HOST:PORT", callback=_addresses, help="Use this Kafka instead of a local one.")
-@click.option("--database", metavar="URL", help="Use this PostgreSQL instead of a local one; password by PGPASSFILE.")
+@click.option(
+    "--database",
+    metavar="URL",
+    callback=_connection_string,
+    help="Use this PostgreSQL instead of a local one; password by PGPASSFILE.",
+)
 @click.option(
     "--interval", type=click.FloatRange(min=0.5), help="Seconds between two scrapes.  [default: 30; 5 in the demo]"
 )
@@ -54,7 +71,7 @@ def command(
     port_offset: int,
     targets: Path | None,
     kafka: str | None,
-    database: str | None,
+    database: SecretStr | None,
     interval: float | None,
     no_prometheus: bool,
     exit_after_story: bool,
@@ -69,7 +86,7 @@ def command(
         port_offset=port_offset,
         targets=targets,
         kafka=kafka,
-        database=None if database is None else SecretStr(database),
+        database=database,
         demo=demo,
         interval_seconds=interval or (_DEMO_INTERVAL_SECONDS if demo else _INTERVAL_SECONDS),
         prometheus=not no_prometheus,

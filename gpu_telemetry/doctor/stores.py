@@ -32,12 +32,8 @@ def database_findings(settings: DatabaseSettings, clock: Clock) -> Iterator[Find
     """The findings about the database, one after another."""
     try:
         connection = database.connect(settings, "gpu-telemetry doctor", autocommit=True)
-    except psycopg.OperationalError as error:
-        yield wrong(
-            "database",
-            f"cannot be reached: {_line(error)}",
-            "start PostgreSQL, or set DATABASE_URL to where it is",
-        )
+    except psycopg.Error as error:
+        yield _not_reached(error)
         for name in ("schema", *(check.name for check in _CHECKS)):
             yield unchecked(name, "database")
         return
@@ -59,6 +55,21 @@ def database_findings(settings: DatabaseSettings, clock: Clock) -> Iterator[Find
                 )
             except psycopg.Error as error:
                 yield wrong(check.name, f"cannot be looked at: {_line(error)}", "look at PostgreSQL's log")
+
+
+def _not_reached(error: psycopg.Error) -> Finding:
+    if isinstance(error, psycopg.ProgrammingError):
+        # Its own text may hold the password.
+        return wrong(
+            "database",
+            "DATABASE_URL is neither a libpq URL nor a connection string",
+            "set it as in postgresql://telemetry@host:5432/gpu_telemetry",
+        )
+    return wrong(
+        "database",
+        f"cannot be reached: {_line(error)}",
+        "start PostgreSQL, or set DATABASE_URL to where it is (and PGPASSFILE to where its password is)",
+    )
 
 
 def _line(error: psycopg.Error) -> str:

@@ -6,9 +6,10 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import yaml
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
 from gpu_telemetry.local.directory import DataDirectory, PartState, Rates, StackState
@@ -38,8 +39,8 @@ class Options:
     """What the user of `up` chose.
 
     `targets` is a file_sd file of real exporters instead of the emulated fleet; `kafka` (HOST:PORT) and `database`
-    (a libpq URL) are servers that are there already; `interval_seconds` is the time between two scrapes of an
-    exporter; with `demo`, actions are carried out rather than only noted.
+    (a libpq URL or connection string) are servers that are there already; `interval_seconds` is the time between two
+    scrapes of an exporter; with `demo`, actions are carried out rather than only noted.
     """
 
     data: Path
@@ -84,7 +85,7 @@ class Stack:
 
     @property
     def database_shown(self) -> str:
-        """Where PostgreSQL is, without a password."""
+        """Where PostgreSQL is, for libpq, without a password."""
         if self._postgres is not None:
             return f"postgresql://{USER}@{HOST}:{self._postgres.port}/{DATABASE}"
         assert self.options.database is not None
@@ -258,14 +259,31 @@ def prometheus_configuration(ports: Ports, interval_seconds: float) -> dict[str,
     return configuration | {"scrape_configs": list(jobs.values())}
 
 
-def without_password(url: str) -> str:
-    """A libpq URL without its password; a connection string of another form is not shown at all."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"postgresql", "postgres"}:
-        return "the given connection string"
-    user = f"{parts.username}@" if parts.username else ""
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{user}{parts.hostname or ''}{port}{parts.path}"
+def without_password(connection_string: str) -> str:
+    """A database's libpq URL or connection string without what is secret in it, as libpq takes it again.
+
+    Raises:
+        psycopg.Error: it is none; the error's text may hold the secret.
+    """
+    parts = {
+        option.keyword.decode(): option.val.decode()
+        for option in pq.Conninfo.parse(connection_string.encode())
+        # libpq says which are secret (*), and which only help to find its faults (D).
+        if option.val is not None and not option.dispchar
+    }
+    return make_conninfo("", **parts)
+
+
+def database_of(state: StackState, directory: DataDirectory) -> SecretStr:
+    """How to connect to a running stack's database: its own has its password in the directory, another elsewhere.
+
+    Raises:
+        OSError: the password cannot be read.
+    """
+    if all(part.name != PostgresServer.name for part in state.parts):
+        return SecretStr(state.database)
+    password = (directory.postgres / "password").read_text(encoding="utf-8").strip()
+    return SecretStr(make_conninfo(state.database, password=password))
 
 
 def _own(*verb: str) -> list[str]:

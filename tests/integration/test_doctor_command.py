@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 from gpu_telemetry.cli.doctor import command
@@ -21,7 +22,9 @@ from gpu_telemetry.doctor.services import service_findings
 from gpu_telemetry.doctor.stores import database_findings, disk_finding
 from gpu_telemetry.doctor.stream import kafka_findings
 from gpu_telemetry.kafka import ensure_topics
-from gpu_telemetry.settings import DatabaseSettings, KafkaSettings
+from gpu_telemetry.local.directory import DataDirectory, PartState, Rates
+from gpu_telemetry.local.stack import Options, Stack
+from gpu_telemetry.settings import DatabaseSettings, KafkaSettings, SettingsError
 
 # A fleet of two nodes that were heard a moment ago, whose last turns are all there.
 WELL = """
@@ -114,6 +117,15 @@ def test_a_database_that_is_down_leaves_the_rest_unchecked():
     assert (first.check, first.state) == ("database", "wrong")
     assert "DATABASE_URL" in first.advice
     assert "secret" not in first.said
+    assert {finding.state for finding in rest} == {"unchecked"}
+
+
+@pytest.mark.parametrize("url", ["the given connection string", "postgresql://u:secret@h/d?no=such", "u=secret"])
+def test_a_url_that_is_none_is_said_without_what_may_be_secret_in_it(url):
+    first, *rest = database_findings(DatabaseSettings(url=SecretStr(url)), SystemNow())
+    assert (first.check, first.state) == ("database", "wrong")
+    assert first.said == "DATABASE_URL is neither a libpq URL nor a connection string"
+    assert "secret" not in str(first)
     assert {finding.state for finding in rest} == {"unchecked"}
 
 
@@ -470,6 +482,35 @@ def test_the_command_ends_with_0_where_all_is_well(environment):
             "dead letters", "bridge", "alert engine", "api", "disk",
         )
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("well")
+def test_while_a_stack_runs_the_command_looks_where_that_says(environment, kafka, database, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/elsewhere")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    options = Options(data=tmp_path, kafka=kafka.bootstrap_servers, database=database.url)
+    directory = DataDirectory(tmp_path)
+    directory.hold()
+    directory.write_state(Stack(options, directory).state("2026-01-31T12:00:00.000Z", [], Rates()))
+    result = CliRunner().invoke(command, [*environment, "--data", str(tmp_path)])
+    directory.let_go()
+    assert result.exit_code == 0, result.output
+    assert f"at {conninfo_to_dict(database.url.get_secret_value())['host']}:" in result.output
+    assert f"free under {tmp_path}" in result.output
+
+
+def test_a_password_of_a_stacks_own_database_that_cannot_be_read_is_told(environment, kafka, tmp_path):
+    directory = DataDirectory(tmp_path)
+    directory.hold()
+    stack = Stack(Options(data=tmp_path, kafka=kafka.bootstrap_servers), directory)
+    own = PartState(name="PostgreSQL", state="up", pid=1, restarts=0, log="")
+    directory.write_state(stack.state("2026-01-31T12:00:00.000Z", [own], Rates()))
+    result = CliRunner().invoke(command, [*environment, "--data", str(tmp_path)])
+    directory.let_go()
+    assert isinstance(result.exception, SettingsError)
+    assert str(result.exception) == (
+        f"{tmp_path}/postgres/password, the password of the stack's database: No such file or directory"
+    )
 
 
 @pytest.mark.usefixtures("well")

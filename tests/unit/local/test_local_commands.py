@@ -53,6 +53,7 @@ def test_up_names_a_port_in_use_and_leaves_the_directory_free(tmp_path):
         (("--exit-after-story",), "--exit-after-story goes with --demo"),
         (("--interval", "0"), "--interval"),
         (("--targets", "no-such-file.yml"), "no-such-file.yml"),
+        (("--database", "postgresql://u:p@h/d?no=such"), "expected a libpq URL"),
     ],
 )
 def test_up_refuses_flags_that_make_no_sense_and_says_why(tmp_path, flags, said):

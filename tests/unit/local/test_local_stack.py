@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
-from gpu_telemetry.local.directory import DataDirectory, Rates
+from gpu_telemetry.local.directory import DataDirectory, PartState, Rates
 from gpu_telemetry.local.ports import Ports
-from gpu_telemetry.local.stack import Options, Stack, prometheus_configuration, without_password
+from gpu_telemetry.local.stack import Options, Stack, database_of, prometheus_configuration, without_password
 
 URL = "postgresql://telemetry:hush-hush@db.example:6543/gpu_telemetry?sslmode=require"
 
@@ -78,20 +79,42 @@ def test_no_secret_stands_in_a_command_line_a_repr_or_the_state(elsewhere):
     commands = [part._command for part in stack.plan()]
     state = stack.state("2026-01-31T12:00:00.000Z", [], Rates())
     assert "hush-hush" not in f"{commands} {state} {stack.options} {stack.urls}"
-    assert state.database == "postgresql://telemetry@db.example:6543/gpu_telemetry"
+    assert conninfo_to_dict(state.database) == conninfo_to_dict(URL.replace(":hush-hush", ""))
     assert commands[0] == [sys.executable, "-P", "-m", "gpu_telemetry.cli", "db", "upgrade"]
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("given", "shown"),
     [
-        ("postgresql://u:p@h/d", "postgresql://u@h/d"),
-        ("postgresql:///d?password=p", "postgresql:///d"),
-        ("host=h password=p", "the given connection string"),
+        ("postgresql://u:p@h/d", "user=u dbname=d host=h"),
+        ("postgresql:///d?password=p&host=/run/pg", "dbname=d host=/run/pg"),
+        ("host=h password=p", "host=h"),
+        ("postgresql://u:p@h1:5432,h2:5433/d", "user=u dbname=d host=h1,h2 port=5432,5433"),
+        ("postgresql://u@[::1]:5432/d", "user=u dbname=d host=::1 port=5432"),
+        ("postgresql://U%40x:p@Host/d?sslmode=require", "user=U@x dbname=d host=Host sslmode=require"),
+        ("postgresql://h/d?sslkey=k&sslpassword=p", "dbname=d host=h sslkey=k"),
     ],
 )
-def test_a_database_is_shown_without_its_password(url, shown):
-    assert without_password(url) == shown
+def test_a_database_is_shown_without_its_password_as_libpq_takes_it(given, shown):
+    assert without_password(given) == shown
+
+
+def test_the_password_of_a_stacks_own_database_lies_in_its_directory(stack, tmp_path):
+    own = stack(kafka="broker:9092", prometheus=False)
+    password = tmp_path / "postgres" / "password"
+    password.parent.mkdir()
+    password.write_text("hush-hush\n")
+    parts = [PartState(name=part.name, state="up", pid=1, restarts=0, log="") for part in own.plan()[:1]]
+    url = database_of(own.state("2026-01-31T12:00:00.000Z", parts, Rates()), DataDirectory(tmp_path))
+    assert conninfo_to_dict(url.get_secret_value()) == conninfo_to_dict(own.environment()["DATABASE_URL"])
+
+
+def test_a_database_that_was_there_is_not_given_the_password_of_an_earlier_one(elsewhere, tmp_path):
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "password").write_text("of an earlier run")
+    parts = [PartState(name="API", state="up", pid=1, restarts=0, log="")]
+    url = database_of(elsewhere().state("2026-01-31T12:00:00.000Z", parts, Rates()), DataDirectory(tmp_path))
+    assert conninfo_to_dict(url.get_secret_value()) == conninfo_to_dict(URL.replace(":hush-hush", ""))
 
 
 def test_prometheus_scrapes_every_service_and_keeps_the_fleets_own_labels():
