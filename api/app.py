@@ -8,7 +8,9 @@ from flask import Flask, Response, g, request
 
 from api import alerts, fleet, gpus, health, instruments, ledger, metrics, nodes, pages, problems, resources
 from api.database import Database
+from api.problems import Unavailable
 from api.settings import ApiSettings
+from api.turns import REFUSED
 from gpu_telemetry.clock import Clock, SystemClock
 from gpu_telemetry.settings import DatabaseSettings
 
@@ -56,6 +58,8 @@ def create_app(
 
 def _start() -> None:
     g.started = time.perf_counter()
+    if (reason := request.environ.get(REFUSED)) is not None:
+        raise Unavailable(reason, retry_after=1)
 
 
 def _finish(response: Response) -> Response:

@@ -2,15 +2,18 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import psycopg
 from psycopg import Connection, IsolationLevel
-from psycopg.abc import Buffer
+from psycopg.abc import Buffer, PQGen
 from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from api.problems import Unavailable
@@ -22,8 +25,13 @@ from gpu_telemetry.settings import DatabaseSettings
 _RECONNECT_SECONDS: Final = 4.0
 # The largest page, 10,000 rows of 500 bytes, is sorted in memory; PostgreSQL's default would send it through files.
 _WORK_MEMORY: Final = "16MB"
+# The server cancels what takes too long; this much later it is held to be silent, and the connection is given up.
+_SILENCE_SECONDS: Final = 1.0
 
 _log = logging.getLogger("api.database")
+# When the time that the request of this thread has for the database ends, by time.monotonic().
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+Answer = TypeVar("Answer")
 
 
 class Connections(NamedTuple):
@@ -32,6 +40,35 @@ class Connections(NamedTuple):
     open: int
     idle: int
     waiting: int
+
+
+class DatabaseSilentError(psycopg.OperationalError):
+    """The server left a question without an answer until the request's time was over."""
+
+
+class _ImpatientConnection(Connection[Any]):
+    """A connection that waits for its server until the request's deadline, and is closed then.
+
+    A server that is stopped, or behind a network that swallows all, breaks no connection and cancels no statement.
+    """
+
+    def wait(self, gen: PQGen[Answer], interval: float = 0.1, timeout: float | None = None) -> Answer:
+        """As psycopg's, until the deadline.
+
+        Raises:
+            DatabaseSilentError: the deadline passed.
+        """
+        deadline = _deadline.get()
+        if deadline is None:
+            return super().wait(gen, interval, timeout)
+        try:
+            return super().wait(gen, interval, max(deadline - time.monotonic(), 0.0))
+        except psycopg.OperationalError as error:
+            # An answer, be it an error, would have ended the exchange; so does a connection that breaks.
+            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            self.close()
+            raise DatabaseSilentError("no answer") from error
 
 
 class _RawJson(Loader):
@@ -60,9 +97,11 @@ class Database:
         )
         # Each statement is planned for its own parameters: a filter that is not given must cost nothing.
         options["prepare_threshold"] = None
+        self._pool_timeout_seconds = settings.pool_timeout_seconds
         self._statement_timeout_seconds = settings.statement_timeout_seconds
         self._pool: ConnectionPool = ConnectionPool(
             database.url.get_secret_value(),
+            connection_class=_ImpatientConnection,
             kwargs=options,
             min_size=settings.pool_min_size,
             max_size=settings.pool_max_size,
@@ -134,8 +173,11 @@ class Database:
         self, *, read_only: bool = True, isolation: IsolationLevel = IsolationLevel.REPEATABLE_READ
     ) -> Iterator[Connection]:
         self.open()
+        # The pool asks a connection whether it is alive before it lends it; then the request's own time begins.
+        asked = _deadline.set(time.monotonic() + self._pool_timeout_seconds)
         try:
             with self._pool.connection() as connection:
+                _deadline.set(time.monotonic() + self._statement_timeout_seconds + _SILENCE_SECONDS)
                 connection.read_only = read_only
                 connection.isolation_level = isolation
                 yield connection
@@ -152,6 +194,11 @@ class Database:
         except SchemaError as error:
             _log.warning("The schema cannot be used: %s", error)
             raise Unavailable(str(error)) from error
+        except DatabaseSilentError as error:
+            _log.warning("The database did not answer in time; the connection is given up")
+            raise Unavailable(f"the database did not answer within {self._statement_timeout_seconds:g} s") from error
         except psycopg.OperationalError as error:
             _log.warning("The database failed: %s", error)
             raise Unavailable("the connection to the database failed") from error
+        finally:
+            _deadline.reset(asked)

@@ -13,9 +13,14 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
 from api.settings import ApiSettings
+from api.turns import Turns
 from gpu_telemetry.settings import DatabaseSettings
 
 _MULTIPROCESS_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+# Requests of one process that may wait for their turn: each holds a thread, which costs little and is made at need.
+_IN_LINE: Final = 256
+# Threads beyond those of the line, for the probes and for telling a request that the line is full.
+_SPARE_THREADS: Final = 8
 
 _log = logging.getLogger("api.server")
 
@@ -59,7 +64,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         for name, value in {
             "bind": self._settings.listen,
             "workers": self._settings.workers,
-            "threads": self._settings.threads,
+            "threads": self._settings.threads + _IN_LINE + _SPARE_THREADS,
             "worker_class": "gthread",
             "graceful_timeout": self._settings.graceful_timeout_seconds,
             "logger_class": _ProjectLogger,
@@ -79,6 +84,12 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
         app = create_app(self._settings, database=self._database)
         resources(app).database.open()
+        app.wsgi_app = Turns(  # type: ignore[method-assign]  # Flask's own way to put something before an app
+            app.wsgi_app,
+            at_work=self._settings.threads,
+            in_line=_IN_LINE,
+            patience_seconds=self._settings.pool_timeout_seconds,
+        )
         return app
 
 

@@ -156,6 +156,113 @@ def test_it_starts_without_a_database_and_is_ready_when_that_comes(serve, tmp_pa
         wait_for(lambda: served.get("/api/v1/nodes").status_code == 503, 20, "it notices that the database went")
 
 
+class Stopped:
+    """Processes that stand still while the block runs, as those of a machine that swaps or whose disk hangs."""
+
+    def __init__(self, *pids):
+        self._pids = pids
+
+    def __enter__(self):
+        for pid in self._pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    def __exit__(self, *_):
+        for pid in self._pids:
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGCONT)
+
+
+def all_processes(pid):
+    """A process and its children, as PostgreSQL has one for each connection."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+@pytest.fixture
+def own_postgres(tmp_path, free_ports):
+    """A PostgreSQL of this test alone, which may be stopped and killed, with the schema and a node."""
+    server = PostgresServer(
+        tmp_path / "server", *free_ports(1), log=tmp_path / "postgres.log", password=False, durable=False
+    )
+    server.start()
+    upgrade(DatabaseSettings(url=SecretStr(server.url)))
+    with psycopg.connect(server.url) as connection:
+        connection.execute(
+            "INSERT INTO nodes (node_id, status, first_seen, last_heard, interval_ms)"
+            " VALUES ('node-1', 'healthy', now(), now(), 30000)"
+        )
+    yield server
+    server.stop()
+
+
+def test_while_the_database_stands_still_every_request_is_answered_in_time_and_probes_at_once(
+    serve, own_postgres, wait_for
+):
+    limits = {"API_WORKERS": "1", "API_POOL_TIMEOUT_SECONDS": "1.5", "API_STATEMENT_TIMEOUT_SECONDS": "1"}
+    idle = re.compile(r'gpu_telemetry_api_database_connections{state="idle"} ([2-9])')
+    with serve(own_postgres.url, **limits) as served, ThreadPoolExecutor(24) as pool:
+
+        def the_pool_is_warm():
+            list(pool.map(served.get, ["/api/v1/nodes"] * 24))
+            return idle.search(served.get("/metrics").text)
+
+        wait_for(the_pool_is_warm, 20, "several idle connections")
+        with Stopped(*all_processes(own_postgres.pid)):
+            asked = [pool.submit(served.get, path) for path in ["/api/v1/nodes", "/readyz"] * 12]
+            while not all(answer.done() for answer in asked):
+                for probe in ("/healthz", "/metrics"):
+                    assert httpx.get(served.url + probe, timeout=1).status_code == 200
+            answers = [answer.result() for answer in asked]
+        assert {answer.status_code for answer in answers} == {503}
+        assert {answer.headers["Content-Type"] for answer in answers} == {"application/problem+json"}
+        assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
+        # A turn, then a connection, and what a busy machine adds.
+        assert max(answer.elapsed.total_seconds() for answer in answers) < 1.5 + 1.5 + 2
+        wait_for(lambda: served.get("/readyz").status_code == 200, 20, lambda: served.text)
+
+
+def test_a_query_whose_server_process_stands_still_is_given_up(serve, own_postgres, wait_for):
+    with (
+        serve(own_postgres.url, API_WORKERS="1", API_STATEMENT_TIMEOUT_SECONDS="1") as served,
+        psycopg.connect(own_postgres.url) as blocker,
+        psycopg.connect(own_postgres.url, autocommit=True) as watcher,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert served.get("/api/v1/nodes").status_code == 200
+        blocker.execute("LOCK TABLE nodes IN ACCESS EXCLUSIVE MODE")
+        answer = pool.submit(served.get, "/api/v1/nodes")
+        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        wait_for(lambda: watcher.execute(waiting).fetchone(), 10, "the request waits for the lock")
+        with Stopped(watcher.execute(waiting).fetchone()[0]):
+            response = answer.result(10)
+        blocker.rollback()
+        assert response.status_code == 503
+        assert response.json()["detail"] == "the database did not answer within 1 s"
+        assert served.get("/api/v1/nodes").status_code == 200
+    assert "Traceback" not in served.text
+
+
+def test_a_line_that_is_too_long_is_told_to_come_again(serve, own_postgres, wait_for):
+    limits = {"API_WORKERS": "1", "API_THREADS": "1", "API_POOL_TIMEOUT_SECONDS": "0.5"}
+    with (
+        serve(own_postgres.url, **limits) as served,
+        psycopg.connect(own_postgres.url) as blocker,
+        psycopg.connect(own_postgres.url, autocommit=True) as watcher,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        blocker.execute("LOCK TABLE nodes IN ACCESS EXCLUSIVE MODE")
+        first = pool.submit(served.get, "/api/v1/nodes")
+        waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        wait_for(lambda: watcher.execute(waiting).fetchone() is not None, 10, "the request waits for the lock")
+        refused = served.get("/api/v1/alerts")
+        blocker.rollback()
+        assert first.result(10).status_code == 200
+        assert served.get("/api/v1/alerts").status_code == 200
+    assert (refused.status_code, refused.headers["Content-Type"]) == (503, "application/problem+json")
+    assert refused.json()["detail"] == "0.5 s were not enough for this request's turn to come"
+    assert refused.headers["Retry-After"] == "1"
+    assert "/api/v1/alerts 503" in served.text
+
+
 def test_the_metrics_count_the_requests_of_all_processes_and_of_those_that_died(serve, filled_url, wait_for):
     counted = re.compile(
         r'gpu_telemetry_api_requests_total{method="GET",route="/api/v1/alerts/<alert_id>",status="404"} (\d+)\.0'
