@@ -15,11 +15,17 @@ from typing import NamedTuple
 
 import psycopg
 import pytest
+from hypothesis import settings
 
 from gpu_telemetry.local.kafka import KafkaServer, prepare
 from gpu_telemetry.local.ports import Ports, is_free
 from gpu_telemetry.local.postgres import PostgresServer
 from gpu_telemetry.local.process import StartFailed
+
+# The same examples each time, and as long for each as a busy machine takes; `--hypothesis-profile=anew` draws others.
+settings.register_profile("anew", deadline=None)
+settings.register_profile("the same", deadline=None, derandomize=True)
+settings.load_profile("the same")
 
 _SERVER_FIXTURES = {"postgres_server", "postgres_url", "kafka_server", "kafka_bootstrap"}
 
