@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from exporter_bridge.records import RecordBuilder
-from exporter_bridge.targets import Target
+from exporter_bridge.targets import Target, offset_of
 from gpu_telemetry.clock import ManualClock, SystemClock
 from gpu_telemetry.records import GpuRecord
 
@@ -30,7 +30,7 @@ def test_a_turn_gives_a_record_for_each_gpu_and_closes_with_what_it_announced(on
     assert {gpu.power_watts for gpu in gpus} == {300.5, 301.5}
     assert (closing.up, closing.reason, closing.gpu_records, closing.seq) == (True, None, 2, 1)
     assert set(closing.gpu_uuids) == {"GPU-1", "GPU-2"}
-    assert (closing.bridge_id, closing.instance, closing.interval_ms) == ("bridge-1", "host:9400", 200)
+    assert (closing.bridge_id, closing.instance, closing.interval_ms) == ("bridge-1", "host:9400", 30_000)
     assert closing.duration_ms > 0
     assert {record.collected_at for record in gpus} == {closing.collected_at}
 
@@ -97,19 +97,19 @@ def test_every_failure_at_once_costs_the_good_nodes_nothing(on_loop, loopback):
     async def run():
         answers = {f"/{reason}": answer for reason, answer in failing(loopback).items() if answer}
         exporter = loopback.Exporter(answers=answers)
-        async with loopback.serving(exporter), loopback.Bench(interval_seconds=0.2) as bench:
+        async with loopback.serving(exporter), loopback.Bench(interval_seconds=0.5) as bench:
             urls = {f"bad_{path[1:]}": exporter.url(path) for path in answers} | {"good": exporter.url("/metrics")}
             targets = {name: Target(name, url, "host:9400", timeout_seconds=20) for name, url in urls.items()}
             bench.scraper.apply(targets)
             bench.scraper.start()
-            await loopback.until(lambda: len(bench.turns("good")) >= 6)
+            await loopback.until(lambda: len(bench.turns("good")) >= 4)
             return bench.turns("good")
 
     turns = on_loop(run())
     assert all(turn.up for turn in turns)
     gaps = [later.collected_at - earlier.collected_at for earlier, later in itertools.pairwise(turns)]
     # The hanging one is given 20 seconds.
-    assert max(gaps) < timedelta(seconds=1), gaps
+    assert max(gaps) < timedelta(seconds=5), gaps
 
 
 def test_a_target_that_still_answers_at_its_next_turn_skips_that_turn(on_loop, loopback):
@@ -145,7 +145,7 @@ def test_a_target_that_hangs_for_whole_intervals_times_out_each_time_and_skips_n
 
 def test_waiting_for_the_next_turn_costs_no_more_than_a_timer(on_loop, loopback):
     async def run():
-        async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench() as bench:
+        async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench(interval_seconds=0.2) as bench:
             bench.apply(node_1=exporter.url())
             wakings = 0
             due = bench.scraper._timetable.due
@@ -164,22 +164,23 @@ def test_waiting_for_the_next_turn_costs_no_more_than_a_timer(on_loop, loopback)
     assert wakings <= 2 * turns
 
 
-def test_offsets_are_kept_over_restarts_and_differ_between_nodes(on_loop, loopback):
-    async def phases():
+def test_turns_come_at_their_nodes_offsets_again_after_a_restart(on_loop, loopback):
+    async def lateness():
         async with loopback.serving(loopback.Exporter()) as exporter, loopback.Bench(interval_seconds=0.5) as bench:
             bench.apply(node_1=exporter.url(), node_4=exporter.url())
             bench.scraper.start()
-            await loopback.until(lambda: len(bench.turns("node-1")) >= 2 and len(bench.turns("node-4")) >= 2)
-            return [bench.turns(name)[1].collected_at.timestamp() % 0.5 for name in ("node-1", "node-4")]
+            await loopback.until(lambda: len(bench.turns("node-1")) >= 5 and len(bench.turns("node-4")) >= 5)
+            return [
+                # A busy machine delays a turn now and then, and not all.
+                min((turn.collected_at.timestamp() - offset_of(name, 0.5)) % 0.5 for turn in bench.turns(name))
+                for name in ("node-1", "node-4")
+            ]
 
     async def run():
-        return await phases(), await phases()
+        return [*await lateness(), *await lateness()]
 
-    first, second = on_loop(run())
-    for before, after in zip(first, second, strict=True):
-        distance = abs(before - after)
-        assert min(distance, 0.5 - distance) < 0.15
-    assert abs(first[0] - first[1]) > 0.05
+    assert abs(offset_of("node-1", 0.5) - offset_of("node-4", 0.5)) > 0.1
+    assert max(on_loop(run())) < 0.1
 
 
 class SteppingClock(SystemClock):
@@ -442,7 +443,7 @@ def test_new_pages_are_read_in_slices_between_what_is_due(on_loop, loopback):
 
     async def run():
         exporter = loopback.Exporter(answers={f"/{node}": loopback.http(page(node)) for node in range(40)})
-        async with loopback.serving(exporter), loopback.Bench(interval_seconds=10) as bench:
+        async with loopback.serving(exporter), loopback.Bench(interval_seconds=30) as bench:
             bench.apply(**{f"node_{node}": exporter.url(f"/{node}") for node in range(40)})
             longest = last = 0.0
 
