@@ -100,13 +100,13 @@ def services():
 
 @pytest.fixture
 def tell(services, monkeypatch):
-    """Tell the story with short waits; gives it and its events."""
+    """`tell(seconds=20)`: tell the story with short waits and so long for its end; gives it and its events."""
     monkeypatch.setattr(story_module, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(story_module, "_FLEET_DEADLINE_SECONDS", 0.3)
     monkeypatch.setattr(story_module, "_BUSY_DEADLINE_SECONDS", 0.3)
-    monkeypatch.setattr(story_module, "_STORY_DEADLINE_SECONDS", 1.0)
 
-    def _tell(stopping=None):
+    def _tell(stopping=None, seconds=20.0):
+        monkeypatch.setattr(story_module, "_STORY_DEADLINE_SECONDS", seconds)
         events = []
         story = Story(services.url, services.url, events.append, stopping or threading.Event(), quiet_seconds=0)
         story.tell()
@@ -170,7 +170,7 @@ def test_the_fault_goes_to_the_busiest_gpu_and_is_taken_out_again(services, tell
 
 
 def test_a_story_without_an_alert_says_what_is_missing_and_takes_the_fault_out(services, tell):
-    story, events = tell()
+    story, events = tell(seconds=1.0)
     assert story.missing == list(STEPS[2:])
     assert events[-1].level is Level.BAD
     assert events[-1].text == f"The story stopped: not seen within 1 s: {', '.join(STEPS[2:])}"
@@ -180,7 +180,7 @@ def test_a_story_without_an_alert_says_what_is_missing_and_takes_the_fault_out(s
 def test_a_migration_that_failed_is_told_with_its_reason(services, tell):
     failed = ACTION | {"status": "failed", "reason": "no free GPU"}
     services.alerts = [alert(steps=RAISED, actions=[failed])]
-    story, events = tell()
+    story, events = tell(seconds=1.0)
     assert "the workload migrated" in story.missing
     assert "Migration failed: no free GPU" in [event.text for event in events]
 
