@@ -9,8 +9,9 @@ from gpu_telemetry.local.directory import DataDirectory
 from gpu_telemetry.local.ports import PortInUse, Ports, first_free, is_free
 from gpu_telemetry.local.stack import Options, Stack
 
-# Where nothing listens on a machine that only runs these tests; the offset keeps clear of the usual ports.
-OFFSET = 21000
+# Where nothing listens on a machine that only runs these tests; the offset keeps clear of the usual ports, and of those
+# that connections and other tests' servers are given (from 32768 on).
+OFFSET = 3620
 
 
 @pytest.fixture
