@@ -1,6 +1,7 @@
 """Partitions are made ahead and dropped by retention, by one housekeeper, and nothing half done stays."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 
 import psycopg
@@ -15,6 +16,7 @@ from gpu_telemetry.clock import ManualClock, SystemClock
 from gpu_telemetry.settings import DatabaseSettings
 
 TODAY = date(2026, 3, 31)
+PENDING = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"
 
 
 @pytest.fixture
@@ -77,35 +79,45 @@ def test_what_lies_beyond_retention_goes_and_the_oldest_kept_day_stays(connectio
     assert tables(connection) == partitions(days[0], *ahead)
 
 
-def test_what_a_cut_short_run_left_behind_is_finished(connection, settings, keep, clock):
+@pytest.fixture
+def half_detach(connection, settings, wait_for):
+    """`half_detach(partition)`: begin to detach a partition of `scrapes`, and be cut short after the first step."""
+
+    def run(partition):
+        # A reader holds the table, so that the detaching waits after its first step.
+        with (
+            database.connect(settings, "reader") as reader,
+            database.connect(settings, "cut short", autocommit=True) as cut_short,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            reader.execute("SELECT count(*) FROM scrapes")
+            statement = f"ALTER TABLE scrapes DETACH PARTITION parts.{partition} CONCURRENTLY".encode()
+            detaching = pool.submit(cut_short.execute, statement)
+            wait_for(lambda: connection.execute(PENDING).fetchone() == (1,), 20, "the first step is done")
+            cut_short.cancel()
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                detaching.result(20)
+
+    return run
+
+
+def test_what_a_cut_short_run_left_behind_is_finished(connection, half_detach, keep, clock):
     half, loose = date(2026, 1, 1), date(2026, 1, 2)
     for day in (half, loose):
         connection.execute("SELECT ensure_partition('scrapes', %s)", (day,))
     connection.execute("ALTER TABLE scrapes DETACH PARTITION parts.scrapes_20260102")
-    # A reader holds the table, so that the detaching waits after its first step, and is then cut short.
-    with database.connect(settings, "reader") as reader:
-        reader.execute("SELECT count(*) FROM scrapes")
-        with database.connect(settings, "cut short", autocommit=True) as cut_short:
-            cut_short.execute("SET statement_timeout = '300ms'")
-            with pytest.raises(psycopg.errors.QueryCanceled):
-                cut_short.execute("ALTER TABLE scrapes DETACH PARTITION parts.scrapes_20260101 CONCURRENTLY")
-    pending = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"
-    assert connection.execute(pending).fetchone() == (1,)
+    half_detach("scrapes_20260101")
+    assert connection.execute(PENDING).fetchone() == (1,)
     assert keep(clock)
-    assert connection.execute(pending).fetchone() == (0,)
+    assert connection.execute(PENDING).fetchone() == (0,)
     assert not tables(connection) & partitions(half, loose)
 
 
-def test_what_is_half_detached_is_finished_before_others_are_begun(connection, settings, keep, clock):
+def test_what_is_half_detached_is_finished_before_others_are_begun(connection, half_detach, keep, clock):
     days = [date(2026, 1, day) for day in (1, 2, 3)]
     for day in days:
         connection.execute("SELECT ensure_partition('scrapes', %s)", (day,))
-    with database.connect(settings, "reader") as reader:
-        reader.execute("SELECT count(*) FROM scrapes")
-        with database.connect(settings, "cut short", autocommit=True) as cut_short:
-            cut_short.execute("SET statement_timeout = '300ms'")
-            with pytest.raises(psycopg.errors.QueryCanceled):
-                cut_short.execute("ALTER TABLE scrapes DETACH PARTITION parts.scrapes_20260103 CONCURRENTLY")
+    half_detach("scrapes_20260103")
     assert keep(clock)
     assert not tables(connection) & partitions(*days)
 
