@@ -119,7 +119,7 @@ def test_an_outage_of_kafka_costs_time_and_no_record(bridge, tmp_path, free_port
             turns = closings(records, node)
             assert not any(turn.drops for turn in turns)
             gaps = [(b.collected_at - a.collected_at).total_seconds() for a, b in itertools.pairwise(turns)]
-            assert max(gaps) < 1.5, "scraping went on"
+            assert max(gaps) < 4, "scraping went on"
         assert one.said().count("Kafka cannot be reached, scraping goes on, records wait") == 1
         assert one.said().count("Kafka takes records again") == 1
     finally:

@@ -167,7 +167,7 @@ def test_ctrl_c_ends_everything_in_time_and_leaves_nothing_behind(start, tmp_pat
     os.killpg(stack.process.pid, signal.SIGINT)
     assert stack.process.wait(timeout=_STOP_SECONDS) == 0, stack.output()
     assert time.monotonic() - began < _STOP_SECONDS
-    wait_for(lambda: not stack.left(), 2, lambda: f"processes are left: {stack.left()}")
+    wait_for(lambda: not stack.left(), 10, lambda: f"processes are left: {stack.left()}")
     assert "Stopped in " in stack.output().splitlines()[-1]
     assert not (stack.directory / "state.json").exists()
 
