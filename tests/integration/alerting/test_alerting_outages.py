@@ -1,6 +1,7 @@
 """The database, the log or the topic goes away, wholly or in part; nothing is lost, and every gap is on record."""
 
 import logging
+import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import SimpleNamespace
@@ -190,7 +191,7 @@ def test_a_topic_made_anew_under_a_running_worker_is_read_from_its_start(stream,
 
 
 def test_an_engine_whose_place_in_the_group_was_given_to_another_ends(stream, make_fleet, start, wait_for):
-    place = {"instance_id": "the-one", "group_id": "of-one-place"}
+    place = {"instance_id": "the-one", "group_id": f"of-one-place-{os.urandom(4).hex()}"}
     first = start(**place)
     stream.send(*make_fleet(nodes=1, gpus=1).round())
     wait_for(lambda: stream.taken_in() == 2, 30)
