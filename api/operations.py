@@ -1,11 +1,12 @@
 """An operation of the REST API: a view that says what it takes and gives, for the OpenAPI document to repeat."""
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 from flask import Response, request
@@ -82,5 +83,17 @@ def page(content: object, next_key: Struct | None) -> Response:
     response = json_answer(content)
     if next_key is not None:
         asked = {**request.args, "cursor": encode_cursor(next_key)}
-        response.headers["Link"] = f'<{request.base_url}?{urlencode(asked)}>; rel="next"'
+        response.headers["Link"] = f'<{_asked_url()}?{urlencode(asked)}>; rel="next"'
     return response
+
+
+def _asked_url() -> str:
+    """The request's URL without its query, all in ASCII; a path alone where the client named no host.
+
+    A slash in a node's id is quoted too, lest a client should take `..` between two of them for a step up.
+    """
+    assert request.url_rule is not None  # a view answers
+    values = request.view_args or {}
+    path = re.sub(r"<(?:\w+:)?(\w+)>", lambda name: quote(values[name[1]], safe=""), request.url_rule.rule)
+    origin = f"{request.scheme}://{request.host}" if request.host else ""
+    return f"{origin}{quote(request.root_path)}{path}"

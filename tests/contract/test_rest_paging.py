@@ -1,7 +1,7 @@
 """Paging: whatever the page's size, a walk along the Link headers meets every row once and in order."""
 
 import re
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import psycopg
 import pytest
@@ -81,21 +81,40 @@ def test_the_link_of_a_node_with_an_odd_id_leads_on(client):
     assert [node["node_id"] for node in client.get(next_page(first)).json] == ["rack 7/ñode?&"]
 
 
-def test_a_link_over_an_odd_path_is_a_url(writing_client, fleet_url):
+@pytest.mark.parametrize(
+    "node", ["rack 7/ñode?&", "a%41", "ä€", "a>b", 'a"b', "x#y", "a;b=c", "a\\b", "[x]", "a/../b", "100%", "\U0001f525"]
+)
+def test_a_link_over_an_odd_path_is_a_url_of_the_same_node(writing_client, fleet_url, node):
     with psycopg.connect(fleet_url) as connection:
         connection.execute(
             """
-            WITH placed AS (
+            WITH node AS (
+                INSERT INTO nodes (node_id, status, first_seen, last_heard, interval_ms)
+                VALUES (%(node)s, 'healthy', '2026-01-30', '2026-01-31', 30000) ON CONFLICT DO NOTHING
+            ), placed AS (
                 INSERT INTO placements (node_id, gpu_index, gpu_uuid, since)
-                VALUES ('rack 7/ñode?&', 0, 'GPU-0000', '2026-01-30') RETURNING placement_id, node_id
+                VALUES (%(node)s, 0, 'GPU-0000', '2026-01-30') RETURNING placement_id, node_id
             )
             INSERT INTO gpu_metrics (placement_id, node_id, gpu_index, collected_at)
             SELECT placement_id, node_id, 0, at
             FROM placed, generate_series('2026-01-30'::timestamptz, '2026-01-31', '1 hour') at
-            """
+            """,
+            {"node": node},
         )
-    path = "/api/v1/nodes/rack%207%2F%C3%B1ode%3F%26/metrics"
-    assert [len(page) for page in walk(writing_client, path, [10])] == [10, 10, 5]
+    path = f"/api/v1/nodes/{quote(node, safe='')}/metrics"
+    link = next_page(writing_client.get(f"{path}?limit=10"))
+    # What RFC 3986 lets stand in a path, and no dots that a client would take for steps up.
+    assert re.fullmatch(r"/api/v1/nodes/([A-Za-z0-9._~-]|%[0-9A-F]{2})+/metrics", urlsplit(link).path)
+    assert unquote(urlsplit(link).path) == f"/api/v1/nodes/{node}/metrics"
+    pages = list(walk(writing_client, path, [10]))
+    assert [len(page) for page in pages] == [10, 10, 5]
+    assert {row["node_id"] for page in pages for row in page} == {node}
+
+
+def test_a_link_for_a_client_that_names_no_host_is_relative(client):
+    environ = {"HTTP_HOST": "a b"}
+    link = client.get("/api/v1/nodes?limit=1", environ_overrides=environ).headers["Link"]
+    assert link.startswith("</api/v1/nodes?limit=1&cursor=")
 
 
 def test_rows_that_come_while_someone_pages_do_not_shift_the_older_ones(writing_client, fleet_url):

@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import psycopg
@@ -98,6 +99,30 @@ def test_it_serves_and_ends_in_peace_when_told_to(serve, filled_url, tmp_path, t
         served.process.send_signal(told)
         assert served.process.wait(10) == 0
     assert not list(tmp_path.glob("gpu-telemetry-api-*")), "the files of the metrics must go with the server"
+
+
+def test_a_page_of_a_node_with_an_odd_id_leads_to_the_next_one(serve, filled_url):
+    with psycopg.connect(filled_url) as connection:
+        connection.execute(
+            """
+            SELECT ensure_partition('gpu_metrics', '2026-01-30');
+            INSERT INTO nodes (node_id, status, first_seen, last_heard, interval_ms)
+            VALUES ('rack 7/€>%41', 'healthy', now(), now(), 30000);
+            INSERT INTO gpus (gpu_uuid, first_seen) VALUES ('GPU-1', now());
+            INSERT INTO placements (node_id, gpu_index, gpu_uuid, since) VALUES ('rack 7/€>%41', 0, 'GPU-1', now());
+            INSERT INTO gpu_metrics (placement_id, node_id, gpu_index, collected_at)
+            SELECT placement_id, node_id, 0, at FROM placements,
+                   generate_series('2026-01-30 00:00Z'::timestamptz, '2026-01-30 02:00Z', '1 hour') at
+            """
+        )
+    with serve(filled_url) as served:
+        url, hours = f"{served.url}/api/v1/nodes/{quote('rack 7/€>%41', safe='')}/metrics?limit=1", []
+        while url is not None:
+            answer = httpx.get(url)
+            assert answer.status_code == 200, answer.text
+            hours += [(row["node_id"], row["collected_at"][11:13]) for row in answer.json()]
+            url = answer.links.get("next", {}).get("url")
+    assert hours == [("rack 7/€>%41", hour) for hour in ("02", "01", "00")]
 
 
 def test_log_lines_have_the_form_of_the_project(serve, filled_url):
