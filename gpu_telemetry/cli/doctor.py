@@ -7,17 +7,16 @@ from typing import Final
 
 import click
 import msgspec
-from pydantic import SecretStr
 
 from gpu_telemetry.clock import SystemClock
 from gpu_telemetry.doctor.finding import Finding
 from gpu_telemetry.doctor.services import service_findings
 from gpu_telemetry.doctor.stores import database_findings, disk_finding
 from gpu_telemetry.doctor.stream import kafka_findings
-from gpu_telemetry.local.directory import DEFAULT, DataDirectory, StackState
+from gpu_telemetry.local.directory import DEFAULT, DataDirectory
 from gpu_telemetry.local.ports import HOST, Ports
 from gpu_telemetry.local.stack import database_of
-from gpu_telemetry.settings import DatabaseSettings, KafkaSettings, SettingsError
+from gpu_telemetry.settings import DatabaseSettings, KafkaSettings
 
 _MARK: Final = {"ok": "ok   ", "wrong": "WRONG", "unchecked": "?    "}
 
@@ -58,7 +57,7 @@ def command(
     stack = directory.read_state()
     kafka = KafkaSettings.load(bootstrap_servers=stack.kafka if stack else None)
     database = DatabaseSettings.load(
-        url=_url_of(stack, directory) if stack else None, connect_timeout_seconds=max(1, round(timeout_seconds))
+        url=database_of(stack, directory) if stack else None, connect_timeout_seconds=max(1, round(timeout_seconds))
     )
     known = stack.urls if stack else {}
     ports = Ports()
@@ -87,13 +86,6 @@ def command(
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
     sys.exit(0 if all(finding.state == "ok" for finding in findings) else 1)
-
-
-def _url_of(stack: StackState, directory: DataDirectory) -> SecretStr:
-    try:
-        return database_of(stack, directory)
-    except OSError as error:
-        raise SettingsError(f"{error.filename}, the password of the stack's database: {error.strerror}") from None
 
 
 def _line(text: str) -> str:

@@ -18,6 +18,7 @@ from gpu_telemetry.local.kafka_jars import KAFKA_VERSION
 from gpu_telemetry.local.parts import Command, Download, Part, Service, Task
 from gpu_telemetry.local.ports import HOST, PortInUse, Ports, first_free, is_free
 from gpu_telemetry.local.postgres import DATABASE, USER, PostgresServer
+from gpu_telemetry.settings import SettingsError
 
 _RETENTION: Final = "7d"
 # Part of the repository, not of the package.
@@ -278,11 +279,15 @@ def database_of(state: StackState, directory: DataDirectory) -> SecretStr:
     """How to connect to a running stack's database: its own has its password in the directory, another elsewhere.
 
     Raises:
-        OSError: the password cannot be read.
+        SettingsError: the password cannot be read.
     """
     if all(part.name != PostgresServer.name for part in state.parts):
         return SecretStr(state.database)
-    password = (directory.postgres / "password").read_text(encoding="utf-8").strip()
+    file = directory.postgres / "password"
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"{file}, the password of the stack's database: {error.strerror}") from None
     return SecretStr(make_conninfo(state.database, password=password))
 
 
