@@ -33,6 +33,7 @@ soak: ## Kill, cut, stall, fuzz and load it, each for SOAK_SECONDS; prints figur
 	@scripts/test-programs.sh
 	@scripts/venv.sh dev
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/integration/alerting/trust $(ARGS)
+	$(BIN)/python -m pytest -q --hypothesis-profile=anew tests/unit
 	FUZZ_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -rP --show-capture=stdout tests/fuzz
 	$(BIN)/python -m benchmarks.load --seconds $(SOAK_SECONDS) $(addprefix --seed ,$(SOAK_SEED))
 
