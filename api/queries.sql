@@ -267,29 +267,47 @@ LIMIT %(limit)s
 
 -- name: gpu_errors
 -- When a GPU's error counters rose and its XID changed, newest first. MIG instances repeat what is the whole GPU's.
+-- What the first value of the time asked for is compared with lies before it: one search of an index, which a 0 spares,
+-- since nothing rises to 0. The names of the fields are those of the columns.
 SELECT DISTINCT at, field, before, value, node_id, gpu_index
 FROM (
-    SELECT m.collected_at AS at, v.field, v.value, p.node_id, p.gpu_index,
-           lag(v.value) OVER (PARTITION BY p.placement_id, v.field ORDER BY m.collected_at) AS before
-    FROM placements p
-    JOIN gpu_metrics m USING (placement_id)
-    CROSS JOIN LATERAL (VALUES
-        ('xid_code', m.xid_code::bigint),
-        ('ecc_single_bit_volatile', m.ecc_single_bit_volatile),
-        ('ecc_double_bit_volatile', m.ecc_double_bit_volatile),
-        ('ecc_single_bit_aggregate', m.ecc_single_bit_aggregate),
-        ('ecc_double_bit_aggregate', m.ecc_double_bit_aggregate),
-        ('row_remap_failure', m.row_remap_failure),
-        ('row_remap_pending', m.row_remap_pending),
-        ('row_remap_uncorrectable_rows', m.row_remap_uncorrectable_rows),
-        ('row_remap_correctable_rows', m.row_remap_correctable_rows),
-        ('retired_pages_single_bit', m.retired_pages_single_bit),
-        ('retired_pages_double_bit', m.retired_pages_double_bit),
-        ('retired_pages_pending', m.retired_pages_pending)
-    ) v (field, value)
-    WHERE p.gpu_uuid = %(gpu)s
-      AND m.collected_at >= coalesce(%(since)s, %(now)s - interval '1 day')
-      AND v.value IS NOT NULL
+    SELECT at, field, value, node_id, gpu_index,
+           coalesce(
+               before,
+               CASE WHEN value <> 0 THEN (
+                   SELECT (to_jsonb(r) ->> field)::bigint
+                   FROM gpu_metrics r
+                   WHERE r.placement_id = measured.placement_id
+                     AND r.collected_at < coalesce(%(since)s, %(now)s - interval '1 day')
+                     AND to_jsonb(r) ->> field IS NOT NULL
+                   ORDER BY r.collected_at DESC
+                   LIMIT 1
+               ) END
+           ) AS before
+    FROM (
+        SELECT m.collected_at AS at, v.field, v.value, p.placement_id, p.node_id, p.gpu_index,
+               lag(v.value) OVER (PARTITION BY p.placement_id, v.field ORDER BY m.collected_at) AS before
+        FROM placements p
+        JOIN gpu_metrics m USING (placement_id)
+        CROSS JOIN LATERAL (VALUES
+            ('xid_code', m.xid_code::bigint),
+            ('ecc_single_bit_volatile', m.ecc_single_bit_volatile),
+            ('ecc_double_bit_volatile', m.ecc_double_bit_volatile),
+            ('ecc_single_bit_aggregate', m.ecc_single_bit_aggregate),
+            ('ecc_double_bit_aggregate', m.ecc_double_bit_aggregate),
+            ('row_remap_failure', m.row_remap_failure),
+            ('row_remap_pending', m.row_remap_pending),
+            ('row_remap_uncorrectable_rows', m.row_remap_uncorrectable_rows),
+            ('row_remap_correctable_rows', m.row_remap_correctable_rows),
+            ('retired_pages_single_bit', m.retired_pages_single_bit),
+            ('retired_pages_double_bit', m.retired_pages_double_bit),
+            ('retired_pages_pending', m.retired_pages_pending)
+        ) v (field, value)
+        WHERE p.gpu_uuid = %(gpu)s
+          AND m.collected_at >= coalesce(%(since)s, %(now)s - interval '1 day')
+          AND v.value IS NOT NULL
+    ) measured
+    OFFSET 0  -- so that the search is planned and made once, and not once more for each use of its result
 ) steps
 WHERE CASE field WHEN 'xid_code' THEN value <> before AND value <> 0 ELSE value > before END
 ORDER BY at DESC, field, node_id, gpu_index, before, value

@@ -129,6 +129,31 @@ def test_an_error_that_was_there_from_the_first_row_has_no_time(writing_client, 
     assert errors(writing_client) == []
 
 
+def test_asked_for_since_the_very_time_of_an_error_it_is_found(writing_client, put):
+    put("xid_code", "2026-01-29T06:00Z", 79)
+    put("ecc_double_bit_volatile", "2026-01-29T00:00Z", 1)
+    put("ecc_double_bit_volatile", "2026-01-29T06:00Z", 3)
+    found = get(writing_client, "/api/v1/gpus/GPU-0000?since=2026-01-29T00:00:00Z")["errors"]
+    assert [(error["field"], error["before"], error["value"]) for error in found] == [
+        ("ecc_double_bit_volatile", 1, 3),
+        ("xid_code", 0, 79),
+    ]
+    for since in (found[0]["at"], "2026-01-29T00:00:01Z"):
+        assert get(writing_client, f"/api/v1/gpus/GPU-0000?since={since}")["errors"] == found
+    assert errors(writing_client, "/api/v1/gpus/GPU-0000?since=2026-01-29T06:00:00.126Z") == []
+
+
+def test_the_value_before_the_time_asked_for_is_the_last_one_that_was_measured(writing_client, put):
+    for hour, value in (("29T00", 4), ("29T06", None), ("29T12", None), ("29T18", 4), ("30T00", 5)):
+        put("retired_pages_single_bit", f"2026-01-{hour}:00Z", value)
+    for since, expected in (
+        ("2026-01-29T18:00:00Z", [("2026-01-30T00:00", "retired_pages_single_bit", 4, 5)]),
+        ("2026-01-30T00:00:00Z", [("2026-01-30T00:00", "retired_pages_single_bit", 4, 5)]),
+        ("2026-01-30T00:00:01Z", []),
+    ):
+        assert errors(writing_client, f"/api/v1/gpus/GPU-0000?since={since}") == expected
+
+
 def test_errors_are_those_of_the_last_day_unless_asked_for_more(writing_client, put):
     put("row_remap_failure", "2026-01-29T00:00Z", 0)
     put("row_remap_failure", "2026-01-29T06:00Z", 1)

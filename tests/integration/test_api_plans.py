@@ -239,6 +239,25 @@ def test_the_errors_of_a_gpu_read_its_own_rows_of_the_last_day(history):
     assert rows_read(history, queries.GPU_ERRORS, parameters) == 80
 
 
+def test_what_a_value_is_compared_with_is_one_search_of_an_index_for_each_field_that_is_not_zero(history):
+    gpu = history.execute("SELECT gpu_uuid FROM placements WHERE placement_id = 1").fetchone()[0]
+    history.execute("UPDATE gpu_metrics SET xid_code = 79, ecc_double_bit_volatile = 0 WHERE placement_id = 1")
+    history.execute(
+        "UPDATE gpu_metrics SET row_remap_failure = CASE WHEN collected_at < '2026-01-30' THEN 0 ELSE 1 END"
+        " WHERE placement_id = 1"
+    )
+    since = datetime(2026, 1, 30, 12, tzinfo=UTC)
+    parameters = {"gpu": gpu, "since": since, "now": datetime(2026, 1, 31, tzinfo=UTC), "limit": 100}
+    assert queries.fetch(history, queries.GPU_ERRORS, parameters) == []
+    before = [
+        scan
+        for scan in scans(history, queries.GPU_ERRORS, parameters, "gpu_metrics")
+        if scan["Parent Relationship"] == "Member" and scan["Alias"].startswith("r")
+    ]
+    assert {scan["Index Name"] for scan in before} == {"gpu_metrics_20260130_placement_id_collected_at_key"}
+    assert sum(scan["Index Searches"] for scan in before) == 2, "the XID and the remapping that failed"
+
+
 def test_the_fleet_at_a_glance_reads_one_row_for_every_gpu(history):
     assert rows_read(history, queries.FLEET_GPUS, {"now": datetime(2026, 1, 31, tzinfo=UTC)}) == GPUS
 
