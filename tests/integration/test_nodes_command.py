@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 from pydantic import SecretStr
 
 from gpu_telemetry.cli.nodes import command
@@ -65,15 +65,17 @@ def published(kafka):
 
     def read():
         consumer = Consumer(
-            {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "test"}, logger=logging.getLogger("test")
+            {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "test", "enable.partition.eof": True},
+            logger=logging.getLogger("test"),
         )
-        place = TopicPartition(kafka.topic, 0, 0)
-        _, end = consumer.get_watermark_offsets(place, timeout=10)
-        consumer.assign([place])
-        messages = consumer.consume(end, 10) if end else []
+        consumer.assign([TopicPartition(kafka.topic, 0, 0)])
+        records = []
+        while (message := consumer.poll(10)) is not None and message.error() is None:
+            records.append(decode(message.value()))
         consumer.close()
-        assert len(messages) == end
-        return [decode(message.value()) for message in messages]
+        assert message is not None, "the topic's end was not reached"
+        assert message.error().code() == KafkaError._PARTITION_EOF
+        return records
 
     return read
 
