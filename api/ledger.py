@@ -1,6 +1,7 @@
 """The noun `ledger`: what became of every GPU record, by node and hour."""
 
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Final
 
 from flask import Blueprint, Response
 from msgspec import Struct
@@ -24,22 +25,19 @@ blueprint: Final = Blueprint("ledger", __name__)
 
 
 class LedgerKey(Struct, tag="ledger", forbid_unknown_fields=True):
-    """A place in the ledger: newest hour first, within it by node."""
+    """A place in the ledger, newest hour first, within it by node; and how far back the walk goes that came by it."""
 
     hour: AwareMoment
     node_id: KeyText
+    since: AwareMoment
 
 
 CURSOR: Final = cursor_of(LedgerKey)
 
 
-def _range(query: Query) -> dict[str, Any]:
-    return {
-        "node": query[NODE],
-        "since": query[HOURS_SINCE],
-        "until": query[HOURS_UNTIL],
-        "now": resources().clock.now(),
-    }
+def _since(query: Query, after: LedgerKey | None = None) -> datetime:
+    """A time in the first hour asked for; in the last full one, or the one that was that when the walk began."""
+    return query[HOURS_SINCE] or (after.since if after else resources().clock.now() - timedelta(hours=1))
 
 
 @blueprint.get("/ledger")
@@ -52,22 +50,26 @@ def _range(query: Query) -> dict[str, Any]:
 def list_ledger(query: Query) -> Response:
     """The ledger by node and hour, newest hour first: announced + unannounced + estimated = stored + dropped + missing.
 
-    It is counted from the stored rows at each call. The running hour and the last full one, unless `since` says more.
+    It is counted from the stored rows at each call. The last full hour and all after it, unless `since` says more; an
+    hour that lies ahead holds what was dropped because of a clock that is wrong.
     """
     after, limit = query[CURSOR], query[LEDGER_LIMIT]
+    since = _since(query, after)
     with resources().database.reading() as connection:
         rows = queries.fetch(
             connection,
             queries.LEDGER,
-            _range(query)
-            | {
+            {
+                "node": query[NODE],
+                "since": since,
+                "until": query[HOURS_UNTIL],
                 "after_hour": after.hour if after else None,
                 "after_node": after.node_id if after else None,
                 "limit": limit + 1,
             },
         )
     last = rows[limit - 1] if len(rows) > limit else None
-    more = LedgerKey(last["hour"], last["node_id"]) if last else None
+    more = LedgerKey(last["hour"], last["node_id"], since) if last else None
     return page([shape(LedgerEntry, row) for row in rows[:limit]], more)
 
 
@@ -81,6 +83,10 @@ def list_ledger(query: Query) -> Response:
 def show_ledger_totals(query: Query) -> Response:
     """The sum of the ledger's lines; it counts every row of the range, so a long range of a large fleet takes long."""
     with resources().database.reading() as connection:
-        row = queries.fetch_one(connection, queries.LEDGER_TOTALS, _range(query))
+        row = queries.fetch_one(
+            connection,
+            queries.LEDGER_TOTALS,
+            {"node": query[NODE], "since": _since(query), "until": query[HOURS_UNTIL]},
+        )
     assert row is not None  # an aggregate has one row
     return json_answer(shape(LedgerTotals, row))

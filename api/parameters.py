@@ -205,7 +205,7 @@ ERRORS_SINCE: Final = _time("since", "Only errors at or after this time; of the 
 HOURS_SINCE: Final = _time(
     "since", "Only the hour in which this time lies, and later ones; the last full hour if it is not given."
 )
-HOURS_UNTIL: Final = _time("until", "Only hours that begin before this time; now if it is not given.")
+HOURS_UNTIL: Final = _time("until", "Only hours that begin before this time; all there are if it is not given.")
 
 
 def encode_cursor(key: Struct) -> str:

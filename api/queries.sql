@@ -314,28 +314,28 @@ ORDER BY at DESC, field, node_id, gpu_index, before, value
 LIMIT %(limit)s
 
 -- name: ledger
--- The ledger's lines, newest hour first. The keys of the page come first; only their hours are then counted.
+-- The ledger's lines, newest hour first: those of the view `ledger`, which knows no limits. The keys of the page come
+-- first; only their hours are then counted.
 SELECT k.node_id, k.hour, e.*
 FROM (
     SELECT node_id, hour
     FROM (
         SELECT n.node_id, h.hour
         FROM generate_series(
-            greatest(date_trunc('hour', coalesce(%(since)s, %(now)s - interval '1 hour'), 'UTC'), ledger_start()),
-            least(%(until)s, %(now)s, %(after_hour)s),
+            greatest(date_trunc('hour', %(since)s, 'UTC'), ledger_start()),
+            least(%(until)s, %(after_hour)s, (SELECT max(last_heard) FROM nodes)),
             interval '1 hour'
         ) h (hour)
         JOIN nodes n ON n.first_seen < h.hour + interval '1 hour' AND n.last_heard >= h.hour
         UNION
         SELECT node_id, hour
         FROM stream_drops
-        WHERE hour >= greatest(date_trunc('hour', coalesce(%(since)s, %(now)s - interval '1 hour'), 'UTC'),
-                               ledger_start())
-          AND hour <= least(%(until)s, %(now)s, %(after_hour)s)
+        WHERE hour >= greatest(date_trunc('hour', %(since)s, 'UTC'), ledger_start())
     ) keys
     WHERE (%(node)s::text IS NULL OR node_id = %(node)s)
       AND (%(until)s::timestamptz IS NULL OR hour < %(until)s)
-      AND (%(after_hour)s::timestamptz IS NULL OR hour < %(after_hour)s OR node_id > %(after_node)s)
+      AND (%(after_hour)s::timestamptz IS NULL
+           OR (hour <= %(after_hour)s AND (hour < %(after_hour)s OR node_id > %(after_node)s)))
     ORDER BY hour DESC, node_id
     LIMIT %(limit)s
 ) k
@@ -349,17 +349,15 @@ WITH lines AS MATERIALIZED (
     FROM (
         SELECT n.node_id, h.hour
         FROM generate_series(
-            greatest(date_trunc('hour', coalesce(%(since)s, %(now)s - interval '1 hour'), 'UTC'), ledger_start()),
-            least(%(until)s, %(now)s),
+            greatest(date_trunc('hour', %(since)s, 'UTC'), ledger_start()),
+            least(%(until)s, (SELECT max(last_heard) FROM nodes)),
             interval '1 hour'
         ) h (hour)
         JOIN nodes n ON n.first_seen < h.hour + interval '1 hour' AND n.last_heard >= h.hour
         UNION
         SELECT node_id, hour
         FROM stream_drops
-        WHERE hour >= greatest(date_trunc('hour', coalesce(%(since)s, %(now)s - interval '1 hour'), 'UTC'),
-                               ledger_start())
-          AND hour <= least(%(until)s, %(now)s)
+        WHERE hour >= greatest(date_trunc('hour', %(since)s, 'UTC'), ledger_start())
     ) k
     CROSS JOIN LATERAL ledger_entry(k.node_id, k.hour) e
     WHERE (%(node)s::text IS NULL OR k.node_id = %(node)s)

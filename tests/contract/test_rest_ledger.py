@@ -1,7 +1,17 @@
 """The ledger of the REST API over a real database."""
 
+from datetime import UTC, datetime
+
 import psycopg
 import pytest
+from psycopg.rows import dict_row
+from pydantic import SecretStr
+
+from api.app import create_app
+from api.resources import resources
+from api.settings import ApiSettings
+from gpu_telemetry.clock import ManualClock, rfc3339
+from gpu_telemetry.settings import DatabaseSettings
 
 ALL = "since=2026-01-29T00:00:00Z"
 
@@ -75,6 +85,55 @@ def test_a_row_deleted_behind_its_back_is_missing_in_its_line_and_in_the_sum(wri
     after = get(writing_client, f"/api/v1/ledger/totals?{call}")
     assert (line["announced"], line["stored"], line["missing"]) == (2, 1, 1)
     assert (after["announced"], after["stored"], after["missing"]) == (2, 1, 1)
+
+
+@pytest.fixture
+def clocks_ahead(fleet_url):
+    """Dead letters of a clock that is three hours ahead, and a node whose newest record is of the next hour."""
+    with psycopg.connect(fleet_url) as connection:
+        connection.execute(
+            """
+            INSERT INTO stream_drops (node_id, hour, reason, gpu_records, scrapes)
+            VALUES ('node-2', '2026-01-31 15:00Z', 'clock_skew', 960, 120);
+            UPDATE nodes SET last_heard = '2026-01-31 13:00:01Z' WHERE node_id = 'node-5'
+            """
+        )
+
+
+@pytest.mark.usefixtures("clocks_ahead")
+def test_every_line_of_the_view_is_one_of_the_route_and_summed_up(writing_client, fleet_url):
+    with psycopg.connect(fleet_url, options="-c timezone=UTC", row_factory=dict_row) as connection:
+        lines = connection.execute("SELECT * FROM ledger ORDER BY hour DESC, node_id").fetchall()
+    assert lines[0]["dropped_by_reason"] == {"clock_skew": 960}
+    assert [line | {"hour": rfc3339(line["hour"])} for line in lines] == get(
+        writing_client, "/api/v1/ledger?since=2020-01-01T00:00:00Z&limit=10000"
+    )
+    totals = get(writing_client, "/api/v1/ledger/totals?since=2020-01-01T00:00:00Z")
+    for key in ("announced", "unannounced", "estimated", "stored", "dropped", "missing", "scrapes", "missing_scrapes"):
+        assert totals[key] == sum(line[key] for line in lines), key
+
+
+@pytest.mark.usefixtures("clocks_ahead")
+def test_what_lies_ahead_stands_in_the_ledger_unless_its_end_is_told(writing_client):
+    assert lines(writing_client, "node=node-2") == [("2026-01-31T15", "node-2"), ("2026-01-31T11", "node-2")]
+    assert lines(writing_client, "node=node-2&until=2026-01-31T15:00:00Z") == [("2026-01-31T11", "node-2")]
+    assert get(writing_client, "/api/v1/ledger/totals?node=node-2")["dropped"] == 960
+    assert get(writing_client, "/api/v1/ledger/totals?node=node-2&until=2026-01-31T15:00:00Z")["dropped"] == 0
+
+
+def test_a_walk_over_the_hour_loses_no_line(fleet_url):
+    clock = ManualClock(datetime(2026, 1, 31, 11, 59, 59, tzinfo=UTC))
+    app = create_app(ApiSettings(), database=DatabaseSettings(url=SecretStr(fleet_url)), clock=clock)
+    try:
+        client = app.test_client()
+        whole = get(client, "/api/v1/ledger")
+        first = client.get("/api/v1/ledger?limit=4")
+        clock.advance(3600)
+        rest = get(client, first.headers["Link"].partition(">")[0].removeprefix("<"))
+    finally:
+        resources(app).database.close()
+    assert {line["hour"][:13] for line in whole} == {"2026-01-31T10", "2026-01-31T11"}
+    assert first.json + rest == whole
 
 
 def test_totals_are_the_sum_of_the_lines(client):
