@@ -62,29 +62,45 @@ OF_MODEL: Final = "coalesce(g.model, '') ~ '^(${model:regex})$'"
 # the page with it. The records of a page share their time, so a neighbour whose index moved when it fell off the bus is
 # told from one that was put in for it.
 _STANDING: Final = f"""
-(SELECT newest.gpu_uuid, newest.node_id, newest.gpu_index, newest.at, n.datacenter
-   FROM (
-       SELECT DISTINCT ON (p.gpu_uuid)
-              p.gpu_uuid, p.node_id, p.gpu_index, coalesce(r.collected_at, p.since) AS at
-         FROM placements p
-         LEFT JOIN LATERAL (
-             SELECT m.collected_at FROM gpu_metrics m
-              WHERE m.placement_id = p.placement_id
-              ORDER BY m.collected_at DESC LIMIT 1
-         ) r ON true
-        ORDER BY p.gpu_uuid, r.collected_at DESC NULLS LAST, p.placement_id DESC
-   ) newest
-   JOIN nodes n USING (node_id)
-  WHERE n.removed_at IS NULL AND {IN_DATACENTER}
-    AND NOT EXISTS (
-        SELECT FROM placements o
-         WHERE o.node_id = newest.node_id AND o.gpu_index = newest.gpu_index AND o.gpu_uuid <> newest.gpu_uuid
-           AND (o.since > newest.at OR EXISTS (
-               SELECT FROM gpu_metrics m WHERE m.placement_id = o.placement_id AND m.collected_at > newest.at))
-           AND NOT EXISTS (
-               SELECT FROM placements q JOIN gpu_metrics m USING (placement_id)
-                WHERE q.node_id = o.node_id AND q.gpu_uuid = o.gpu_uuid AND m.collected_at = newest.at))
-) place
+(WITH newest AS MATERIALIZED (
+     SELECT DISTINCT ON (p.gpu_uuid)
+            p.gpu_uuid, p.node_id, p.gpu_index, coalesce(r.collected_at, p.since) AS at
+       FROM placements p
+       LEFT JOIN LATERAL (
+           SELECT m.collected_at FROM gpu_metrics m
+            WHERE m.placement_id = p.placement_id
+            ORDER BY m.collected_at DESC LIMIT 1
+       ) r ON true
+      ORDER BY p.gpu_uuid, r.collected_at DESC NULLS LAST, p.placement_id DESC
+ ), successors AS MATERIALIZED (
+     SELECT newest.gpu_uuid, newest.node_id, newest.at, o.gpu_uuid AS by
+       FROM newest JOIN placements o ON o.node_id = newest.node_id AND o.gpu_index = newest.gpu_index
+       LEFT JOIN LATERAL (
+           SELECT m.collected_at FROM gpu_metrics m
+            WHERE m.placement_id = o.placement_id
+            ORDER BY m.collected_at DESC LIMIT 1
+       ) r ON true
+      WHERE o.gpu_uuid <> newest.gpu_uuid AND coalesce(r.collected_at, o.since) > newest.at
+ ), replaced AS MATERIALIZED (
+     SELECT s.gpu_uuid
+       FROM successors s
+       LEFT JOIN LATERAL (
+           SELECT true AS beside
+             FROM placements q
+            CROSS JOIN LATERAL (
+                SELECT FROM gpu_metrics m WHERE m.placement_id = q.placement_id AND m.collected_at = s.at
+                OFFSET 0  -- one probe a placement, not every record of that moment
+            ) m
+            WHERE q.node_id = s.node_id AND q.gpu_uuid = s.by
+            LIMIT 1
+       ) page ON true
+      WHERE page.beside IS NULL
+ ), standing AS MATERIALIZED (
+     SELECT newest.gpu_uuid, newest.node_id, newest.gpu_index, newest.at, n.datacenter
+       FROM newest JOIN nodes n USING (node_id)
+      WHERE n.removed_at IS NULL AND {IN_DATACENTER} AND newest.gpu_uuid NOT IN (SELECT gpu_uuid FROM replaced)
+ )
+ SELECT * FROM standing) place
 JOIN gpus g USING (gpu_uuid)
 """.strip()
 

@@ -18,6 +18,8 @@ FOLDER_TITLE: Final = "GPU telemetry"
 _NOT_FOUND: Final = 404
 # What Grafana keeps of its own with a dashboard or a datasource.
 _ITS_OWN: Final = frozenset(("id", "version", "iteration"))
+# What is meant for a Grafana that is ours: one that has the datasources from files.
+_OF_FILES: Final = frozenset(("editable", "isDefault"))
 # Before 10.3 the PostgreSQL datasource goes by this name.
 _NEW_NAME, _OLD_NAME = "grafana-postgresql-datasource", "postgres"
 
@@ -112,17 +114,26 @@ class Target:
     def _datasource(self, wanted: dict[str, Any]) -> tuple[Finding, dict[str, Any]]:
         what = f"datasource {wanted['uid']}"
         found = self._find(what, lambda: self._api.datasource.get_datasource_by_uid(wanted["uid"]))
-        wanted = {key: value for key, value in wanted.items() if key != "editable"}
+        wanted = {key: value for key, value in wanted.items() if key not in _OF_FILES}
         if wanted["type"] == _NEW_NAME and self._knows_only_the_old_name():
             wanted["type"] = _OLD_NAME
         if found is None:
-            return Finding(what, "missing"), wanted
+            return Finding(what, "missing", self._bearer_of(wanted["name"])), wanted
+        # An update without it would say that ours is not the default, which somebody there may have made it.
+        wanted["isDefault"] = bool(found.get("isDefault"))
         visible = {key: value for key, value in wanted.items() if key != "secureJsonData"}
         there = found | {"jsonData": {key: found.get("jsonData", {}).get(key) for key in visible["jsonData"]}}
         return _compared(what, visible, there), wanted
 
+    def _bearer_of(self, name: str) -> str:
+        """Who has the name that only one can have, in words, or nothing."""
+        named = self._find(f"datasource {name}", lambda: self._api.datasource.get_datasource_by_name(name))
+        return "" if named is None else f"its name, {name}, is that of the datasource with uid {named['uid']}"
+
     def _push_datasource(self, source: dict[str, Any]) -> Finding:
         finding, wanted = self._datasource(source)
+        if finding.state == "missing" and finding.detail:
+            raise PushFailed(f"{self._settings.url}: could not create {finding.what}: {finding.detail}")
         if finding.state == "missing":
             self._ask(f"create {finding.what}", lambda: self._api.datasource.create_datasource(wanted))
         elif finding.state == "differs" or wanted.get("secureJsonData"):

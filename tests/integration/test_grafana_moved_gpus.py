@@ -155,6 +155,14 @@ def test_a_gpu_is_counted_without_a_record_that_is_kept_and_not_with_its_node_re
     assert fleet.counts() == {1}
 
 
+def test_of_two_at_a_place_without_a_record_that_is_kept_the_later_is_counted(fleet):
+    fleet.stood(("node-1", 0), "old", 24, model="A100")
+    fleet.stood(("node-1", 0), "new", 10)
+
+    assert fleet.counts() == {1}
+    assert fleet.models() == {"H100": 1}
+
+
 def test_errors_are_those_of_a_gpus_newest_records(fleet):
     fleet.stood(("node-1", 1), "cleared by the boot that moved it", 24, 20, xid_code=48)
     fleet.stood(("node-1", 0), "cleared by the boot that moved it", 10, 0, xid_code=0)

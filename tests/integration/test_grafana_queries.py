@@ -548,6 +548,7 @@ def _database(server):
 
 
 # Nodes and GPUs with an hour of records every quarter of an hour, and as many alerts and actions as a bad day brings.
+# In the end each node loses its first GPU, and the others move to the index before theirs.
 LARGE_FLEET = """
 SELECT ensure_partition(parent, day::date)
   FROM unnest(ARRAY['gpu_metrics', 'scrapes']) parent,
@@ -579,6 +580,10 @@ SELECT id, rule, alert_type, node_id, gpu_index, gpu_uuid, 'fired', severity, me
   FROM alerts, generate_series(1, 2);
 INSERT INTO alert_actions (alert_id, action_type, transition, key, status, event_time)
 SELECT id, 'migrate_workload', 'fired', id::text, 'skipped', triggered_at FROM alerts;
+INSERT INTO placements (node_id, gpu_index, gpu_uuid, since)
+SELECT node_id, gpu_index - 1, gpu_uuid, now() FROM placements WHERE gpu_index > 0;
+INSERT INTO gpu_metrics (placement_id, node_id, gpu_index, temperature_celsius, xid_code, collected_at)
+SELECT placement_id, node_id, gpu_index, 60, 79, now() + interval '1 second' FROM placements WHERE since = now();
 ANALYZE;
 """
 

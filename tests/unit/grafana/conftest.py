@@ -3,7 +3,7 @@
 import json
 import threading
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import pytest
 
@@ -51,9 +51,6 @@ class StandIn:
             case "POST", "/api/folders":
                 self.folders[body["uid"]] = body["title"]
                 return 200, {"uid": body["uid"]}
-            case "POST", "/api/datasources":
-                self.datasources[body["uid"]] = body
-                return 200, {"datasource": body}
             case "POST", "/api/dashboards/db":
                 kept = body["dashboard"] | {"id": 7, "version": 1}
                 self.dashboards[kept["uid"]] = {"dashboard": kept, "meta": {"folderUid": body["folderUid"]}}
@@ -66,16 +63,29 @@ class StandIn:
             case "GET", "/api/annotations":
                 tags = {value for key, value in parse_qsl(query) if key == "tags"}
                 return 200, [each for each in self.annotations if tags <= set(each["tags"])]
-        if method == "PUT" and noun == "uid":
-            self.datasources[last] = body
-            return 200, {"datasource": body}
-        found = {"folders": self.folders, "uid": self.dashboards if "dashboards" in path else self.datasources}[noun]
-        if last not in found:
+        if path.startswith("/api/datasources"):
+            return self._datasource(method, noun, last, body)
+        found = {"folders": self.folders, "uid": self.dashboards}[noun].get(last)
+        if found is None:
             return 404, {"message": "not found"}
-        kept = found[last]
-        if found is self.datasources:
-            kept = {key: value for key, value in kept.items() if key != "secureJsonData"} | {"id": 3}
-        return 200, kept if isinstance(kept, dict) else {"title": kept}
+        return 200, found if isinstance(found, dict) else {"title": found}
+
+    def _datasource(self, method, noun, last, body):
+        by_name = {kept["name"]: uid for uid, kept in self.datasources.items()}
+        if method == "GET":
+            kept = self.datasources.get(by_name.get(unquote(last)) if noun == "name" else last)
+            if kept is None:
+                return 404, {"message": "Data source not found"}
+            return 200, {key: value for key, value in kept.items() if key != "secureJsonData"} | {"id": 3}
+        if method == "POST" and body["name"] in by_name:
+            return 409, {"message": "data source with the same name already exists"}
+        kept = {"isDefault": False} | body
+        if kept["isDefault"]:
+            # There is one at most.
+            for other in self.datasources.values():
+                other["isDefault"] = False
+        self.datasources[kept["uid"]] = kept
+        return 200, {"datasource": kept}
 
 
 @pytest.fixture

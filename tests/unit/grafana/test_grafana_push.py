@@ -66,6 +66,53 @@ def test_what_was_pushed_is_the_same_to_a_check_and_a_second_push_changes_only_t
     assert SECRET not in again.output
 
 
+def test_what_is_there_already_keeps_its_name_and_stays_the_default(stand_in):
+    theirs = [
+        {"uid": "theirs", "name": "Prometheus", "type": "prometheus", "isDefault": True},
+        {"uid": "their other", "name": "PostgreSQL", "type": "postgres", "isDefault": False},
+    ]
+    stand_in.datasources = {each["uid"]: dict(each) for each in theirs}
+
+    done = run("push")
+
+    assert done.exit_code == 0, done.output
+    assert [stand_in.datasources[each["uid"]] for each in theirs] == theirs
+    assert [uid for uid, kept in stand_in.datasources.items() if kept["isDefault"]] == ["theirs"]
+    assert run("check").exit_code == 0
+
+
+def test_ours_stays_the_default_where_somebody_made_it_that(stand_in):
+    run("push")
+    stand_in.datasources["gpu-telemetry-prometheus"] |= {"isDefault": True, "url": "http://elsewhere"}
+    stand_in.datasources["gpu-telemetry-postgresql"] |= {"isDefault": False}
+
+    assert states(run("check").output)["datasource gpu-telemetry-prometheus"] == "differs (url)"
+    assert states(run("push").output)["datasource gpu-telemetry-prometheus"] == "updated (url)"
+
+    assert stand_in.datasources["gpu-telemetry-prometheus"]["isDefault"] is True
+
+
+def test_a_name_of_ours_that_another_has_is_said_and_the_other_left_alone(stand_in):
+    another = {"uid": "another", "name": "GPU telemetry PostgreSQL", "type": "postgres", "isDefault": False}
+    stand_in.datasources["another"] = dict(another)
+    said = "its name, GPU telemetry PostgreSQL, is that of the datasource with uid another"
+
+    checked, done = run("check"), run("push")
+
+    assert states(checked.output)["datasource gpu-telemetry-postgresql"] == f"missing ({said})"
+    assert (checked.exit_code, done.exit_code) == (1, 1)
+    assert f"could not create datasource gpu-telemetry-postgresql: {said}" in done.output
+    assert stand_in.datasources["another"] == another
+
+
+def test_a_name_from_before_is_made_ours(stand_in):
+    run("push")
+    stand_in.datasources["gpu-telemetry-prometheus"]["name"] = "Prometheus"
+
+    assert states(run("push").output)["datasource gpu-telemetry-prometheus"] == "updated (name)"
+    assert run("check").exit_code == 0
+
+
 def test_a_password_that_is_not_given_is_left_as_it_is(stand_in, monkeypatch):
     run("push")
     monkeypatch.delenv("GRAFANA_DATABASE_PASSWORD")
