@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
@@ -17,6 +17,7 @@ from gpu_telemetry.kafka import TopicError
 from gpu_telemetry.settings import KafkaSettings
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LAST_SECOND: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _HEX_LINE_BYTES: Final = 16
 
 
@@ -29,14 +30,19 @@ class _Since(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         if (age := re.fullmatch(r"(\d{1,6})([smhd])", value)) is not None:
-            return SystemClock().now() - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
+            return _since_epoch(SystemClock().now().timestamp() - int(age[1]) * _UNITS[age[2]])
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
             moment = None
         if moment is None or moment.tzinfo is None:
             self.fail(f"expected an RFC 3339 time as in 2026-01-31T12:00:00Z or an age as in 90m, got {value!r}")
-        return moment.astimezone(UTC)
+        return _since_epoch(moment.timestamp())
+
+
+def _since_epoch(seconds: float) -> datetime:
+    """A time as Kafka can be asked for it: nothing in Kafka is of before 1970, nor of a year beyond 9999."""
+    return datetime.fromtimestamp(min(max(0.0, seconds), _LAST_SECOND), UTC)
 
 
 class _PlaceType(click.ParamType[Place]):

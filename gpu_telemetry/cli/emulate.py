@@ -1,5 +1,6 @@
 """`gpu-telemetry emulate`: put faults into a running emulated fleet, take them out, move jobs."""
 
+import math
 from typing import Any
 
 import click
@@ -20,7 +21,8 @@ class _Emulator:
     def call(self, method: str, path: str, **content: Any) -> Any:  # noqa: ANN401 - any JSON value
         """The JSON answer of a call."""
         try:
-            answer = httpx.request(method, f"{self._url}{path}", timeout=_TIMEOUT_SECONDS, **content)
+            # Straight to the emulator, whatever proxy the environment names.
+            answer = httpx.request(method, f"{self._url}{path}", timeout=_TIMEOUT_SECONDS, trust_env=False, **content)
         except httpx.ConnectError:
             raise click.ClickException(f"no emulator answers at {self._url} (is it running? see --url)") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -56,7 +58,9 @@ def _parsed_parameters(pairs: tuple[str, ...]) -> dict[str, float]:
         try:
             parameters[name] = float(text)
         except ValueError:
-            raise click.BadParameter(f"expected NAME=NUMBER, got {pair!r}", param_hint="--set") from None
+            parameters[name] = math.nan
+        if not math.isfinite(parameters[name]):
+            raise click.BadParameter(f"expected NAME=NUMBER, got {pair!r}", param_hint="--set")
     return parameters
 
 

@@ -9,6 +9,8 @@ import httpx
 
 from gpu_telemetry.doctor.finding import Finding, ok, wrong
 
+# What is on this machine is asked straight, whatever proxy the environment names.
+_LOOPBACK: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")
 _BUILD: Final = re.compile(r'^gpu_bridge_build_info\{[^}]*version="([^"]*)"', re.MULTILINE)
 _TARGETS: Final = re.compile(r"^gpu_bridge_targets (\S+)$", re.MULTILINE)
 _RELOAD: Final = re.compile(r"^gpu_bridge_config_reload_success (\S+)$", re.MULTILINE)
@@ -16,7 +18,7 @@ _RELOAD: Final = re.compile(r"^gpu_bridge_config_reload_success (\S+)$", re.MULT
 
 def service_findings(urls: Mapping[str, str], *, timeout_seconds: float) -> Iterator[Finding]:
     """The findings about the bridge, the alert engine and the API at these base URLs."""
-    with httpx.Client(timeout=timeout_seconds) as client:
+    with httpx.Client(timeout=timeout_seconds, mounts=dict.fromkeys(_LOOPBACK)) as client:
         for name, verb in (("bridge", "bridge"), ("alert engine", "alert-engine"), ("api", "api")):
             if name in urls:
                 yield _service(client, name, verb, urls[name].rstrip("/"))

@@ -2,12 +2,15 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 DEFAULT: Final = Path(".data")
+# Longer than it takes to ask who holds a directory.
+_ASKING_SECONDS: Final = 0.005
 
 
 class DirectoryHeld(RuntimeError):
@@ -73,11 +76,17 @@ class DataDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise DirectoryHeld(self.held_by() or f"{self.path} is held by another process") from None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = self.held_by()
+                if holder is not None:
+                    os.close(descriptor)
+                    raise DirectoryHeld(holder) from None
+            # Somebody only asks who holds it, as `status` does.
+            time.sleep(_ASKING_SECONDS)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor

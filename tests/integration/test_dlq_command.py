@@ -240,6 +240,18 @@ def test_it_must_be_said_what_is_to_be_put_back(arguments):
     assert "expected IDs, --reason or --all: one of them" in result.stderr
 
 
+@pytest.mark.parametrize("since", ["30000d", "999999d", "1960-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00"])
+def test_since_before_there_was_kafka_is_since_ever(put, since):
+    put(b"a")
+    assert dlq("list", "--since", since).stdout.startswith("0/0  ")
+
+
+def test_since_the_last_day_of_all_there_is_nothing(put):
+    put(b"a")
+    result = dlq("list", "--since", "9999-12-31T23:59:59-14:00")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no dead letters\n")
+
+
 @pytest.mark.parametrize("text", ["yesterday", "2026-01-31", "2026-01-31T12:00:00", "5y"])
 def test_a_time_without_an_offset_or_unit_is_refused(text):
     result = dlq("list", "--since", text)

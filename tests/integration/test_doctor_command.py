@@ -441,6 +441,12 @@ def test_a_service_that_does_not_answer_is_wrong(free_ports):
     assert "start `gpu-telemetry api`" in finding.advice
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_service_of_this_machine_is_asked_past_any_proxy(service, host, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert one({"alert engine": service({"/readyz": (200, "{}")}).replace("127.0.0.1", host)}).state == "ok"
+
+
 def test_a_disk_with_room_is_well_and_a_path_that_is_not_there_is_wrong(tmp_path):
     assert disk_finding([tmp_path]).state == "ok"
     assert disk_finding([tmp_path / "nowhere"]).state == "wrong"

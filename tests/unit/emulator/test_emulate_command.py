@@ -38,10 +38,16 @@ def test_parameters_are_set(emulate):
     assert emulate.client.get("/control/faults").json()[0]["parameters"] == {"code": 48, "count": 1}
 
 
-def test_a_parameter_that_is_no_number_is_a_usage_error(emulate):
-    result = emulate("fault", "xid", "--node", "node-1", "--gpu", "0", "--set", "code")
+@pytest.mark.parametrize("pair", ["code", "code=many", "code=nan", "code=-inf"])
+def test_a_parameter_that_is_no_number_is_a_usage_error(emulate, pair):
+    result = emulate("fault", "xid", "--node", "node-1", "--gpu", "0", "--set", pair)
     assert result.exit_code == 2
-    assert "expected NAME=NUMBER, got 'code'" in result.output
+    assert f"expected NAME=NUMBER, got {pair!r}" in result.output
+
+
+def test_a_proxy_in_the_environment_is_not_asked(emulate, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert emulate("faults").output == "no fault is active\n"
 
 
 def test_a_job_is_moved(emulate):

@@ -1,5 +1,6 @@
 """Who holds a data directory, and what the stack on it says of itself."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -72,6 +73,18 @@ def test_a_stack_that_ended_leaves_no_state(tmp_path):
     directory.let_go()
     assert not directory.was_killed()
     assert directory.held_by() is None
+
+
+def test_who_only_asks_for_the_holder_keeps_nobody_from_holding(tmp_path, monkeypatch):
+    directory = DataDirectory(tmp_path)
+    directory.hold()
+    directory.let_go()
+    asking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    monkeypatch.setattr("time.sleep", lambda _seconds: os.close(asking))
+    directory.hold()
+    assert directory.held_by() is not None
+    directory.let_go()
 
 
 def test_a_directory_that_was_never_used_is_held_by_nobody(tmp_path):
