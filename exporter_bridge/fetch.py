@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -25,6 +26,8 @@ _MOST_CREDENTIALS: Final = 1000
 _CREDENTIALS_CHECK_SECONDS: Final = 1.0
 # The loop's timers are exact to a millisecond, and libcurl would not name the time again if it was woken too early.
 _ALARM_SECONDS: Final = 0.001
+# What closing connections may take; it takes a few milliseconds.
+_CLOSING_SECONDS: Final = 0.5
 _HTTP_OK: Final = 200
 
 
@@ -143,20 +146,28 @@ class Fetcher:
         self._multi.add_handle(easy)
 
     def close(self) -> None:
-        """Give up what is under way, without calling back, and close every connection."""
-        for easy in self._under_way:
-            self._multi.remove_handle(easy)
-        for transfer in [*self._under_way.values(), *(t for idle in self._idle.values() for t in idle)]:
-            transfer.easy.close()
-        self._under_way.clear()
-        self._idle.clear()
-        self._multi.close()
+        """Give up what is under way, without calling back, and close every connection.
+
+        libcurl waits here for the names that are being looked up, and a lookup cannot be given up: one that hangs is
+        left to the end of the process.
+        """
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, lambda *_: None)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, lambda _: None)
         for fd in list(self._watched):
             self._watch(pycurl.POLL_REMOVE, fd, None, None)
         for handle in (self._soon, self._alarm):
             if handle is not None:
                 handle.cancel()
         self._soon = self._alarm = None
+        for easy in self._under_way:
+            self._multi.remove_handle(easy)
+        for transfer in [*self._under_way.values(), *(t for idle in self._idle.values() for t in idle)]:
+            transfer.easy.close()
+        self._under_way.clear()
+        self._idle.clear()
+        closing = threading.Thread(target=self._multi.close, name="close-connections", daemon=True)
+        closing.start()
+        closing.join(_CLOSING_SECONDS)
 
     # -- handles ----------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,11 @@ import asyncio
 import base64
 import socket
 import ssl
+import threading
+import time
 from pathlib import Path
 
+import pycurl
 import pytest
 
 from exporter_bridge.fetch import Fetcher
@@ -157,6 +160,32 @@ def test_a_hanging_exporter_costs_the_others_nothing(on_loop, loopback):
     answers, still, under_way = on_loop(run())
     assert {answer.reason for answer in answers} == {None}
     assert (still, under_way) == (50, 50)
+
+
+def test_closing_does_not_wait_for_a_name_whose_lookup_hangs(on_loop, monkeypatch):
+    looked_up = threading.Event()
+
+    class Waiting(pycurl.CurlMulti):
+        """Closes as libcurl does while a name is looked up."""
+
+        def close(self):
+            looked_up.wait()
+            super().close()
+
+    monkeypatch.setattr("exporter_bridge.fetch.pycurl.CurlMulti", Waiting)
+    monkeypatch.setattr("exporter_bridge.fetch._CLOSING_SECONDS", 0.01)
+
+    async def run():
+        fetcher = Fetcher(asyncio.get_running_loop(), body_limit_bytes=100_000, kept_connections=10)
+        began = time.monotonic()
+        # Let go in any case, so that a test that fails ends.
+        threading.Timer(5, looked_up.set).start()
+        fetcher.close()
+        return time.monotonic() - began
+
+    took = on_loop(run())
+    looked_up.set()
+    assert took < 4
 
 
 def test_time_outs_of_every_length_come_in_time_while_other_transfers_come_and_go(on_loop, loopback):
