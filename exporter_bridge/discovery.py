@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from exporter_bridge.blocking import in_daemon_thread
 from exporter_bridge.fetch import Answer, Fetcher
 from exporter_bridge.targets import Access, Target, TargetError, read_targets, unique_nodes
 
@@ -41,7 +42,7 @@ class FileSource:
             TargetError: the file cannot be read, or its present version is wrong.
         """
         # Away from the loop: a large YAML file takes a second, a file on a dead server for ever.
-        await asyncio.to_thread(self._read_if_changed)
+        await in_daemon_thread(self._read_if_changed)
         if isinstance(self._result, TargetError):
             raise TargetError(str(self._result))
         return self._result
@@ -92,7 +93,7 @@ class HttpSource:
         if answer.reason is not None:
             raise TargetError(f"{self.name}: {answer.detail or answer.reason}")
         if answer.body != self._content:
-            self._targets = await asyncio.to_thread(read_targets, answer.body, self.name)
+            self._targets = await in_daemon_thread(lambda: read_targets(answer.body, self.name))
             self._content = answer.body
         return self._targets
 

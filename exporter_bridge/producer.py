@@ -1,10 +1,7 @@
 """The Kafka client of the publisher: its configuration, and the look at the topic before it is used."""
 
-import asyncio
 import logging
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, Producer
@@ -54,25 +51,3 @@ def verify_records_topic(kafka: KafkaSettings) -> None:
         KafkaException: the brokers cannot be reached.
     """
     verify_topics(kafka, names=[kafka.topic])
-
-
-async def in_daemon_thread(work: Callable[[], object]) -> None:
-    """Wait for blocking work that the end of the process need not wait for."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
-
-    def run() -> None:
-        failure: BaseException | None = None
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, failure)
-
-    threading.Thread(target=run, name="kafka-topic", daemon=True).start()
-    await done

@@ -8,11 +8,11 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
+from exporter_bridge.blocking import in_daemon_thread
 from exporter_bridge.metrics import BridgeMetrics
 from exporter_bridge.producer import (
     IN_FLIGHT_BYTES,
     IN_FLIGHT_MESSAGES,
-    in_daemon_thread,
     make_producer,
     verify_records_topic,
 )

@@ -83,6 +83,22 @@ class Bridge:
         Raises:
             SettingsError: the targets file cannot be used, or the address to listen on cannot be had.
         """
+        publishing = asyncio.create_task(self.publisher.run())
+        try:
+            # A first read that hangs does not outlive a stop either.
+            await _until(stop, publishing, self._begin())
+            if not stop.is_set():
+                memory = Memory(lambda: self.scraper.exposition.blocks_laid_out, self.metrics.loop_holds.mark)
+                await _until(stop, publishing, self._keep_targets_current(), self._report(), memory.keep())
+        finally:
+            self.scraper.stop()
+            self._fetcher.close()
+            await self._close_publisher(publishing)
+            await self._server.close()
+            _log.info("Collector stopped")
+
+    async def _begin(self) -> None:
+        """Read the targets, listen, and let the turns come."""
         await self._first_read()
         host, port = split_address(self._settings.listen)
         try:
@@ -94,16 +110,6 @@ class Bridge:
         _log.info("Serving /metrics, /fleet/metrics and /sd on %s:%d", host, port)
         self.metrics.loop_holds.begin()
         self.scraper.start()
-        publishing = asyncio.create_task(self.publisher.run())
-        try:
-            memory = Memory(lambda: self.scraper.exposition.blocks_laid_out, self.metrics.loop_holds.mark)
-            await _until(stop, publishing, self._keep_targets_current(), self._report(), memory.keep())
-        finally:
-            self.scraper.stop()
-            self._fetcher.close()
-            await self._close_publisher(publishing)
-            await self._server.close()
-            _log.info("Collector stopped")
 
     async def run_once(self) -> bool:
         """Scrape every node once, publish, and give whether a node was scraped and all of it was delivered.
@@ -111,12 +117,12 @@ class Bridge:
         Raises:
             SettingsError: the targets cannot be had.
         """
-        reading = await self._discovery.read()
-        if not reading.valid:
-            raise SettingsError("\n".join(reading.errors))
-        self._take(reading)
         publishing = asyncio.create_task(self.publisher.run())
         try:
+            reading = await self._discovery.read()
+            if not reading.valid:
+                raise SettingsError("\n".join(reading.errors))
+            self._take(reading)
             good = await self.scraper.scrape_all_once()
             nodes = len(self.scraper.nodes)
         finally:
@@ -242,7 +248,7 @@ class Bridge:
 
 
 async def _until(stop: asyncio.Event, *work: Awaitable[None]) -> None:
-    """Do the work until told to stop; an error in any of it ends all of it. The first of it goes on after a stop."""
+    """Do the work until told to stop or a part of it ends, in an error or well; the first of it goes on afterwards."""
     tasks = [asyncio.ensure_future(part) for part in work]
     stopped = asyncio.ensure_future(stop.wait())
     done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -156,12 +156,21 @@ class Bridge:
             }
             for node in nodes
         ]
+        self.write(groups)
+
+    def write(self, groups):
+        """Put a list of target groups in place."""
         new = self.targets.with_suffix(".new")
         new.write_text(json.dumps(groups))
         new.replace(self.targets)
 
     def start(self, *nodes):
+        """Write the targets file, and run."""
         self.list(*nodes)
+        return self.run()
+
+    def run(self):
+        """Run with the targets file as it is."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("BRIDGE_", "KAFKA_"))}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import os
 import re
+import shutil
+import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -95,6 +99,76 @@ def test_sigterm_delivers_what_is_queued_before_it_ends(bridge, kafka_bootstrap,
     assert scraped - 50 <= sum(isinstance(record, ScrapeRecord) for record in records) <= scraped
     for number in range(50):
         assert_complete(records, f"node-{number}")
+
+
+SLOW_LOOKUP = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <netdb.h>
+#include <string.h>
+#include <unistd.h>
+
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
+    __typeof__(getaddrinfo) *real = dlsym(RTLD_NEXT, "getaddrinfo");
+    if (name && strcmp(name, "slow.invalid") == 0) {
+        sleep(60);
+        return EAI_AGAIN;
+    }
+    return real(name, service, hints, found);
+}
+"""
+
+
+@pytest.fixture
+def slow_lookup(tmp_path):
+    """A library to preload, under which the name slow.invalid is looked up for a minute."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source, library = tmp_path / "slow.c", tmp_path / "slow.so"
+    source.write_text(SLOW_LOOKUP)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return str(library)
+
+
+def test_a_name_whose_lookup_hangs_holds_up_neither_the_delivery_nor_the_end(
+    bridge, kafka_bootstrap, topic, wait_for, slow_lookup
+):
+    one = bridge(kafka_bootstrap, topic, LD_PRELOAD=slow_lookup)
+    one.start("node-1")
+    groups = json.loads(one.targets.read_text())
+    one.write([*groups, {"targets": ["slow.invalid:9400"]}])
+    wait_for(lambda: "slow.invalid: scrape failed: timeout (Resolving timed out" in one.said(), 30, one.said)
+    status, took = one.end()
+    assert (status, took < 10) == (0, True), one.said()
+    assert_complete(read(kafka_bootstrap, topic), "node-1")
+    assert "Could not deliver" not in one.said()
+
+
+@pytest.mark.parametrize("from_the_start", [True, False])
+def test_a_targets_file_that_hangs_does_not_outlive_sigterm(bridge, free_ports, wait_for, from_the_start):
+    (nobody,) = free_ports(1)
+    one = bridge(f"127.0.0.1:{nobody}", "none", BRIDGE_FLUSH_SECONDS="0")
+    if not from_the_start:
+        one.start("node-1")
+        wait_for(lambda: one.metric("gpu_bridge_scrapes_total"), 30, one.said)
+    # Whoever reads a pipe waits for what somebody writes into it.
+    pipe = one.targets.with_suffix(".pipe")
+    os.mkfifo(pipe)
+    pipe.replace(one.targets)
+    if from_the_start:
+        one.run()
+    writers = []
+
+    def is_read():
+        with suppress(OSError):  # nobody reads yet
+            writers.append(os.open(one.targets, os.O_WRONLY | os.O_NONBLOCK))
+        return writers
+
+    wait_for(is_read, 30, one.said)
+    status, took = one.end()
+    os.close(*writers)
+    assert (status, took < 5) == (0, True), one.said()
 
 
 def test_an_outage_of_kafka_costs_time_and_no_record(bridge, tmp_path, free_ports, wait_for, kafka_server):
