@@ -8,7 +8,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from grafana import board
 from grafana.board import GPU, IN_DATACENTER, NODE, OF_MODEL, Board, cell_link, standing
 from grafana.colours import CRITICAL, WARNING, bad_from_one, plain, rule_steps, steps
-from grafana.expressions import FLEET, SAMPLES_AN_HOUR
+from grafana.expressions import FLEET, SAMPLES_AN_HOUR, kinds
 from grafana.panels import (
     bars,
     column,
@@ -201,16 +201,16 @@ def _over_time(built: Board) -> None:
         (
             lines(
                 "GPUs by what they do",
-                "When did GPUs vanish, stand idle, or come to work?",
-                *(
-                    over_time(_sum(rule), name)
-                    for rule, name in (
-                        ("model:gpus:count", "reporting"),
-                        ("model:gpus_allocated:count", "allocated"),
-                        ("model:gpus_active:count", "active"),
-                        ("model:gpus_effective:sum", "effective"),
-                        ("model:gpus_throttled:count", "throttled"),
-                    )
+                "When did GPUs vanish, stand idle, or come to work? What exporters do not tell has no line.",
+                over_time(
+                    kinds(
+                        reporting=_sum("model:gpus:count"),
+                        allocated=_sum("model:gpus_allocated:count"),
+                        active=_sum("model:gpus_active:count"),
+                        effective=_sum("model:gpus_effective:sum"),
+                        throttled=_sum("model:gpus_throttled:count"),
+                    ),
+                    "{{kind}}",
                 ),
                 unit="short",
                 low=0,
@@ -259,7 +259,6 @@ def _over_time(built: Board) -> None:
                 fill=25,
                 legend_right=True,
                 calcs=["lastNotNull", "max"],
-                empty="The bridge does not answer",
             ),
             12,
         ),

@@ -126,6 +126,17 @@ def test_of_gpus_what_is_not_told_is_no_0(gives, board, title, ref_id, told):
     gives(expression, {GPUS: 8, told + '{datacenter="d", modelName="H100"}': 0}, {"{}": 0})
 
 
+def test_what_gpus_do_is_shown_though_one_thing_is_not_told(gives):
+    # Grafana 9.4 shows nothing of a panel of which one query finds nothing.
+    labels = '{datacenter="d", modelName="H100"}'
+
+    gives(
+        asked("fleet", "GPUs by what they do"),
+        {GPUS: 8, f"model:gpus_allocated:count{labels}": 3},
+        {'{kind="reporting"}': 8, '{kind="allocated"}': 3},
+    )
+
+
 @pytest.mark.parametrize(
     ("title", "told"),
     [
