@@ -33,6 +33,10 @@ _PATIENCE_SECONDS: Final = 2.0
 _VERIFY_RETRY_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 _CLOSING_RECORD: Final = b'"kind":"scrape"'
 _KIND_WITHIN: Final = 64
+_REMOVAL: Final = b'"removed":true'
+# How the client reports what it held when it was replaced.
+_PURGED: Final = frozenset((KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT))  # noqa: SLF001 - their public names
+_NAMES_SHOWN: Final = 20
 _NO_DROPS: Final[DropCount] = DropCount(0, 0)
 
 
@@ -55,14 +59,15 @@ class _Batch(NamedTuple):
     size: int
     scrapes: int
     gpu_records: int
+    removals: list[str]
 
 
 class Publisher:
     """Takes scrapes at any time and never blocks; delivers each node's in order, or counts why not.
 
     While Kafka cannot be reached its queue fills to `queue_scrapes` or `queue_bytes`; then whole scrapes go, oldest
-    first, closing record included. Nothing is handed to the client before the topic was seen: a missing topic loses
-    nothing but time.
+    first, closing record included, but no node's removal: nothing later would tell of it. Nothing is handed to the
+    client before the topic was seen: a missing topic loses nothing but time.
     """
 
     def __init__(
@@ -81,6 +86,8 @@ class Publisher:
         self._verify = verify or verify_records_topic
         self._queue: deque[_Waiting] = deque()
         self._queued_bytes = 0
+        # Removals that a full queue went over: older than what is in it, few, and beyond its bounds.
+        self._removals: deque[_Waiting] = deque()
         self._drops: dict[str, dict[str, DropCount]] = {}
         self._producer = make_producer(self._kafka, self._client_error)
         self._handed: deque[_Batch] = deque()
@@ -112,17 +119,21 @@ class Publisher:
         while len(self._queue) > self._queue_scrapes or (
             self._queued_bytes > self._queue_bytes and len(self._queue) > 1
         ):
-            self._drop(self._take(), "queue_full")
+            oldest = self._take()
+            if oldest.scrape.removal:
+                self._removals.append(oldest)
+            else:
+                self._drop(oldest, "queue_full")
 
     @property
     def queued_scrapes(self) -> int:
         """Scrapes that wait in our own queue."""
-        return len(self._queue)
+        return len(self._removals) + len(self._queue)
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of the messages that wait in our own queue."""
-        return self._queued_bytes
+        return sum(waiting.size for waiting in self._removals) + self._queued_bytes
 
     @property
     def in_flight(self) -> int:
@@ -147,19 +158,21 @@ class Publisher:
         """Deliver what is queued, for `deadline_seconds` at most; give what could not be delivered."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + deadline_seconds
-        while (self._queue or self._handed_messages) and loop.time() < deadline:
+        while (self.queued_scrapes or self._handed_messages) and loop.time() < deadline:
             more = self._step()
             await asyncio.sleep(0 if more else _CLOSING_TICK_SECONDS)
         self._account()
         left = Undelivered(
-            len(self._queue) + sum(batch.scrapes for batch in self._handed),
+            self.queued_scrapes + sum(batch.scrapes for batch in self._handed),
             sum(waiting.scrape.gpu_records for waiting in self._queue)
             + sum(batch.gpu_records for batch in self._handed),
         )
+        self._tell_of_removals()
         if left.scrapes:
             self._metrics.dropped_scrapes.add(left.scrapes, "shutdown")
             self._metrics.dropped_gpu_records.add(left.gpu_records, "shutdown")
         self._queue.clear()
+        self._removals.clear()
         # Without this the client would wait for the broker for ever.
         self._producer.purge()
         return left
@@ -178,7 +191,7 @@ class Publisher:
                 break
             await asyncio.sleep(_VERIFY_RETRY_SECONDS[min(attempt, len(_VERIFY_RETRY_SECONDS) - 1)])
         if self._unreachable or self._topic_trouble:
-            _log.info("Kafka has the topic %s, %d scrapes waited", self._kafka.topic, len(self._queue))
+            _log.info("Kafka has the topic %s, %d scrapes waited", self._kafka.topic, self.queued_scrapes)
         self._unreachable = False
         self._topic_seen = True
 
@@ -205,14 +218,17 @@ class Publisher:
 
     def _hand_over(self) -> bool:
         messages: list[dict[str, Any]] = []
+        removals: list[str] = []
         scrapes = gpu_records = size = 0
         while (
-            self._queue
+            (self._removals or self._queue)
             and len(messages) < _BATCH_MESSAGES
             and self._handed_messages + len(messages) < IN_FLIGHT_MESSAGES
             and self._handed_bytes + size < IN_FLIGHT_BYTES
         ):
-            waiting = self._take()
+            waiting = self._removals.popleft() if self._removals else self._take()
+            if waiting.scrape.removal:
+                removals.append(waiting.scrape.node_id)
             key = waiting.scrape.node_id.encode()
             messages += [{"value": value, "key": key} for value in waiting.scrape.messages]
             scrapes += 1
@@ -221,7 +237,7 @@ class Publisher:
         if not messages:
             return False
         self._producer.produce_batch(self._kafka.topic, messages, on_delivery=self._report)
-        self._handed.append(_Batch(len(messages), size, scrapes, gpu_records))
+        self._handed.append(_Batch(len(messages), size, scrapes, gpu_records, removals))
         self._handed_messages += len(messages)
         self._handed_bytes += size
         for message in messages:
@@ -246,7 +262,7 @@ class Publisher:
                 self._last_error = ""
                 if self._unreachable:
                     self._unreachable = False
-                    _log.info("Kafka takes records again, %d scrapes wait", len(self._queue))
+                    _log.info("Kafka takes records again, %d scrapes wait", self.queued_scrapes)
 
     def _take(self) -> _Waiting:
         waiting = self._queue.popleft()
@@ -285,7 +301,20 @@ class Publisher:
             )
         self._metrics.failed_deliveries.add(1, name)
         self._fatal = self._fatal or error.fatal() or error.code() == KafkaError._FATAL  # noqa: SLF001 - its public name
+        if closing and error.code() in _PURGED and _REMOVAL in value:
+            again = Scrape(key.decode(), [value], 0, {}, {}, removal=True)
+            self._removals.append(_Waiting(again, len(value)))
+            return
         self._count_drop(key.decode(), "delivery_failed", scrapes=int(closing), gpu_records=int(not closing))
+
+    def _tell_of_removals(self) -> None:
+        """Name the nodes whose removal is not told when this process ends: the next one does not know them."""
+        nodes = [node for batch in self._handed for node in batch.removals]
+        nodes += [waiting.scrape.node_id for waiting in (*self._removals, *self._queue) if waiting.scrape.removal]
+        if nodes:
+            more = len(nodes) - _NAMES_SHOWN
+            names = ", ".join(nodes[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+            _log.error("Kafka was not told that these nodes left, do so by `gpu-telemetry nodes remove`: %s", names)
 
     # -- the client -------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class Scrape(msgspec.Struct, frozen=True):
     """The messages of one turn, all keyed by `node_id`, the closing record last.
 
     `rejected` counts values that were not believed by (name, reason); `not_recorded` counts samples that no GPU record
-    holds by entity: nvlink, nvswitch, cpu, cpu_core, unknown.
+    holds by entity: nvlink, nvswitch, cpu, cpu_core, unknown. `removal` says that it tells of the node's removal.
     """
 
     node_id: str
@@ -32,6 +32,7 @@ class Scrape(msgspec.Struct, frozen=True):
     gpu_records: int
     rejected: Mapping[tuple[str, str], int]
     not_recorded: Mapping[str, int]
+    removal: bool = False
 
 
 class RecordBuilder:
@@ -86,7 +87,7 @@ class RecordBuilder:
 
     def failed(self, turn: Turn) -> Scrape:
         """The closing record alone, of a turn without a page (or of a node's removal)."""
-        return Scrape(turn.node_id, [self._closing(turn, gpu_records=0, gpu_uuids=[])], 0, {}, {})
+        return Scrape(turn.node_id, [self._closing(turn, gpu_records=0, gpu_uuids=[])], 0, {}, {}, turn.removed)
 
     def plan_steps(self, page: Page, hostname: str | None, datacenter: str | None) -> Steps[None]:
         """Find out how a page's samples fall into records, unless that is known; in steps that can be left for a while.

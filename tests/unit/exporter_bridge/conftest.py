@@ -160,7 +160,7 @@ class Bench:
         """All records published so far, decoded."""
         return [
             decode(message)
-            for waiting in self.publisher._queue
+            for waiting in (*self.publisher._removals, *self.publisher._queue)
             if node_id in {None, waiting.scrape.node_id}
             for message in waiting.scrape.messages
         ]

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from exporter_bridge.metrics import BridgeMetrics
 from exporter_bridge.producer import make_producer
 from exporter_bridge.publisher import Publisher
-from exporter_bridge.records import Scrape
+from exporter_bridge.records import RecordBuilder, Scrape, Turn
 from gpu_telemetry.kafka import TopicError
 from gpu_telemetry.records import DropCount, ScrapeRecord, encode
 from gpu_telemetry.settings import KafkaSettings
@@ -41,6 +41,14 @@ def scrape(node_id, number, *, gpus=2, padding=0):
     )
     gpu = b'{"kind":"gpu","node_id":"%s","seq":%d,"padding":"%s"}' % (node_id.encode(), number, b"x" * padding)
     return Scrape(node_id, [gpu] * gpus + [closing], gpus, {}, {})
+
+
+def removal(node_id):
+    """What the scraper publishes of a node that left."""
+    turn = Turn(
+        node_id=node_id, bridge_id="b", boot_id="x", seq=9, collected_at_ms=1, interval_ms=1, up=False, removed=True
+    )
+    return RecordBuilder().failed(turn)
 
 
 class Stage:
@@ -111,6 +119,57 @@ def test_beyond_the_bound_whole_scrapes_go_oldest_first_and_are_counted_for_thei
     page = stage.metrics.page().decode()
     assert 'gpu_bridge_dropped_scrapes_total{reason="queue_full"} 3.0' in page
     assert 'gpu_bridge_dropped_gpu_records_total{reason="queue_full"} 9.0' in page
+
+
+def test_a_full_queue_goes_over_the_removal_of_a_node_and_keeps_it_in_order(on_loop, mock_broker):
+    stage = Stage(mock_broker, "removals", queue_scrapes=2)
+    for number in range(1, 4):
+        for message in (scrape("node-1", number), removal(f"gone-{number}"), scrape("node-2", number)):
+            stage.publisher.publish(message)
+    assert stage.publisher.queued_scrapes == 2 + 2
+    assert stage.publisher.queued_bytes == sum(
+        len(message) for n in (1, 2, 3) for message in removal(f"gone-{n}").messages
+    ) + sum(map(len, scrape("node-2", 3).messages))
+    on_loop(stage.deliver())
+    messages = [(key, value) for key, value, _ in stage.read(6)]
+    gone = [(f"gone-{n}".encode(), *removal(f"gone-{n}").messages) for n in (1, 2, 3)]
+    assert sorted(message for message in messages if message in gone) == gone
+    assert [value for key, value in messages if key == b"node-2"] == scrape("node-2", 3).messages
+    assert 'dropped_scrapes_total{reason="queue_full"} 5.0' in stage.metrics.page().decode()
+
+
+def test_a_node_that_left_during_an_outage_is_told_of_however_long_it_lasts(on_loop, loopback):
+    async def run():
+        async with (
+            loopback.serving(loopback.Exporter()) as exporter,
+            loopback.Bench(queue_scrapes=3, interval_seconds=30) as bench,
+        ):
+            bench.apply(a=exporter.url(), b=exporter.url())
+            bench.apply(a=exporter.url())
+            bench.scraper.remove(["b"])
+            for _ in range(4):
+                await bench.scraper.scrape_all_once()
+            return [(turn.node_id, turn.removed) for turn in bench.turns()]
+
+    assert on_loop(run()) == [("b", True), ("a", False), ("a", False), ("a", False)]
+
+
+def test_a_removal_that_cannot_be_told_before_the_end_is_named(on_loop, loopback, free_ports, caplog):
+    (port,) = free_ports(1)
+    stage = Stage(f"127.0.0.1:{port}", "nowhere", queue_scrapes=1)
+
+    async def run():
+        running = asyncio.create_task(stage.publisher.run())
+        stage.publisher.publish(removal("handed-over"))
+        await loopback.until(lambda: stage.publisher.in_flight)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        for message in (removal("gone"), scrape("node-1", 1), removal("queued")):
+            stage.publisher.publish(message)
+        return await stage.publisher.close(0)
+
+    assert on_loop(run()) == (3, 0)
+    assert "`gpu-telemetry nodes remove`: handed-over, gone, queued" in caplog.text
 
 
 def test_the_bound_in_bytes_holds_too_and_the_newest_scrape_always_stays(mock_broker):
@@ -249,13 +308,16 @@ def test_closing_without_kafka_keeps_to_its_deadline_and_says_what_is_left(on_lo
     assert 'gpu_bridge_dropped_gpu_records_total{reason="shutdown"} 12.0' in page
 
 
-def test_a_client_that_cannot_go_on_is_replaced_and_what_it_held_is_counted(on_loop, mock_broker, free_ports):
+def test_a_client_that_cannot_go_on_is_replaced_and_what_it_held_is_counted_or_told_again(
+    on_loop, mock_broker, free_ports
+):
     (port,) = free_ports(1)
     stage = Stage(f"127.0.0.1:{port}", "renewed")
     drops = stage.publisher.admit("node-1")
 
     async def run():
         stage.publisher.publish(scrape("node-1", 1))
+        stage.publisher.publish(removal("node-2"))
         running = asyncio.create_task(stage.publisher.run())
         loop = asyncio.get_running_loop()
         deadline = loop.time() + 10
@@ -276,5 +338,7 @@ def test_a_client_that_cannot_go_on_is_replaced_and_what_it_held_is_counted(on_l
 
     assert on_loop(run()) == (0, 0)
     assert drops == {"delivery_failed": DropCount(1, 2)}
-    assert [value for _, value, _ in stage.read(3)] == scrape("node-1", 2).messages
+    messages = stage.read(4)
+    assert [value for key, value, _ in messages if key == b"node-1"] == scrape("node-1", 2).messages
+    assert [value for key, value, _ in messages if key == b"node-2"] == removal("node-2").messages
     assert stage.publisher.published_gpu_records == 2
