@@ -135,6 +135,10 @@ class Fetcher:
             easy = transfer.easy
             self._address(easy, url, access)
             easy.setopt(pycurl.TIMEOUT_MS, max(1, round(timeout_seconds * 1000)))
+        except UnicodeEncodeError:
+            # Its text shows the character. What may be a secret is handed over as bytes, so it is the address.
+            self._loop.call_soon(done, Answer(b"", "configuration", "expected a URL in ASCII", 0.0))
+            return
         except (OSError, ValueError) as error:
             self._loop.call_soon(done, Answer(b"", "credentials", str(error), 0.0))
             return
@@ -222,7 +226,7 @@ class Fetcher:
         easy.setopt(pycurl.NOSIGNAL, 1)
         easy.setopt(pycurl.USERAGENT, _USER_AGENT)
         easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        headers = ["Accept: text/plain;version=0.0.4,*/*;q=0.5"]
+        headers = [b"Accept: text/plain;version=0.0.4,*/*;q=0.5"]
         # A scrape goes straight to the exporter, whatever proxy the environment names.
         easy.setopt(pycurl.PROXY, "")
         # An address that is kept costs each transfer a look (7 % of all work at 1,000 nodes); connections are kept.
@@ -236,14 +240,14 @@ class Fetcher:
         elif self._default_ca:
             easy.setopt(pycurl.CAINFO, self._default_ca)
         if access.cert_file and access.key_file:
-            easy.setopt(pycurl.SSLCERT, access.cert_file)
-            easy.setopt(pycurl.SSLKEY, access.key_file)
+            easy.setopt(pycurl.SSLCERT, os.fsencode(access.cert_file))
+            easy.setopt(pycurl.SSLKEY, os.fsencode(access.key_file))
         if access.username is not None and access.password_file is not None:
             easy.setopt(pycurl.HTTPAUTH, pycurl.HTTPAUTH_BASIC)
-            easy.setopt(pycurl.USERNAME, access.username)
-            easy.setopt(pycurl.PASSWORD, read_secret(access.password_file))
+            easy.setopt(pycurl.USERNAME, access.username.encode())
+            easy.setopt(pycurl.PASSWORD, read_secret(access.password_file).encode())
         if access.bearer_token_file is not None:
-            headers.append(f"Authorization: Bearer {read_secret(access.bearer_token_file)}")
+            headers.append(b"Authorization: Bearer " + read_secret(access.bearer_token_file).encode())
         easy.setopt(pycurl.HTTPHEADER, headers)
 
     @staticmethod

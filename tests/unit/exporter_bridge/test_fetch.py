@@ -251,6 +251,36 @@ def test_a_bearer_token_comes_from_its_file(on_loop, loopback, tmp_path):
     assert "Authorization: Bearer t0ken\r\n" in on_loop(run())[0]
 
 
+def test_secrets_beyond_ascii_are_sent_as_utf8(on_loop, loopback, tmp_path):
+    secret = tmp_path / "geheimnis-für-alle"
+    secret.write_text("pässwört\n", "utf-8")
+
+    async def run():
+        async with loopback.serving(loopback.Exporter()) as exporter:
+            basic = await fetch(exporter.url(), Access(username="müller", password_file=str(secret)))
+            bearer = await fetch(exporter.url(), Access(bearer_token_file=str(secret)))
+            return [basic.reason, bearer.reason], exporter.requests
+
+    reasons, (basic, bearer) = on_loop(run())
+    assert reasons == [None, None]
+    assert f"Basic {base64.b64encode('müller:pässwört'.encode()).decode()}\r\n" in basic
+    assert "Authorization: Bearer pässwört\r\n" in bearer
+
+
+def test_files_of_certificates_may_have_any_name(on_loop, loopback, certificates, tmp_path):
+    files = {}
+    for name, ending in (("cert_file", "pem"), ("key_file", "key")):
+        files[name] = str(tmp_path / f"brücke.{ending}")
+        Path(files[name]).write_bytes((certificates / f"client.{ending}").read_bytes())
+    access = Access(ca_file=str(certificates / "ca.pem"), **files)
+    assert on_loop(fetch_tls(loopback, server_tls(certificates, ask_client=True), access)).reason is None
+
+
+def test_an_address_beyond_ascii_is_said_to_be_one_and_not_shown(on_loop):
+    answer = on_loop(fetch("http://127.0.0.1:1/?token=gehäim"))
+    assert (answer.reason, answer.detail) == ("configuration", "expected a URL in ASCII")
+
+
 def test_what_is_kept_of_credentials_that_come_and_go_is_bounded(on_loop, loopback, tmp_path, monkeypatch):
     monkeypatch.setattr("exporter_bridge.fetch._IDLE_HANDLES", 5)
     monkeypatch.setattr("exporter_bridge.fetch._MOST_CREDENTIALS", 5)
