@@ -45,7 +45,7 @@ CURSOR: Final = cursor_of(GpuKey)
     parameters=(LIMIT, CURSOR, NODE, MODEL, DATACENTER, REMOVED),
 )
 def list_gpus(query: Query) -> Response:
-    """GPUs by their UUIDs, each where its newest row is.
+    """GPUs by their UUIDs, each where its newest row is, also where another stands in its place by now.
 
     Those in nodes that left the configuration are left out unless `removed=true` asks for them alone.
     """

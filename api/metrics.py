@@ -73,7 +73,8 @@ def list_node_metrics(query: Query) -> Response:
 def list_latest_metrics(query: Query) -> Response:
     """The newest row of every GPU and MIG instance of the nodes that are in the configuration, by UUID.
 
-    How old it is stands in `collected_at`: a GPU that is silent or gone keeps its last row.
+    How old it is stands in `collected_at`: a GPU that is silent, gone or replaced keeps its last row. Which of them
+    stand in a node now is told by the node.
     """
     after, limit = query[LATEST_CURSOR], query[LIMIT]
     with resources().database.reading() as connection:

@@ -35,22 +35,44 @@ WHERE n.node_id = %(node)s
 SELECT 1 FROM nodes WHERE node_id = %(node)s
 
 -- name: gpus
--- What stands at each index of a node: the GPU or MIG instance with the newest row there. One that is lost stays until
--- another stands in its place; one that moved to another index shows there alone.
-SELECT DISTINCT ON (s.gpu_index, s.mig_instance)
-       s.gpu_uuid, s.gpu_index, s.mig_instance, s.mig_profile, g.model, g.driver_version, g.pci_bus_id,
+-- The GPUs that stand in a node: those whose newest row is of it, at the index of that row, unless another one took the
+-- place since: one that was not on the page with it. The rows of a page share their time, so a neighbour that moved up
+-- when a GPU fell off the bus is told from one that was put in for it. Of a GPU's MIG instances those are there that had
+-- a row within 3 intervals of its newest one. Looked at are all places of the GPUs that ever stood in the node.
+SELECT s.gpu_uuid, s.gpu_index, s.mig_instance, s.mig_profile, g.model, g.driver_version, g.pci_bus_id,
        g.memory_total_mib, s.since, s.last_collected_at
 FROM (
-    SELECT DISTINCT ON (p.gpu_uuid, p.mig_instance) p.*, r.collected_at AS last_collected_at
+    SELECT p.*, n.interval_ms, r.collected_at AS last_collected_at,
+           first_value(p.node_id) OVER newest AS now_node_id,
+           first_value(p.gpu_index) OVER newest AS now_gpu_index,
+           first_value(coalesce(r.collected_at, p.since)) OVER newest AS at
     FROM placements p
+    JOIN nodes n USING (node_id)
     LEFT JOIN LATERAL (
         SELECT collected_at FROM gpu_metrics WHERE placement_id = p.placement_id ORDER BY collected_at DESC LIMIT 1
     ) r ON true
-    WHERE p.node_id = %(node)s
-    ORDER BY p.gpu_uuid, p.mig_instance, r.collected_at DESC NULLS LAST, p.placement_id DESC
+    WHERE p.gpu_uuid IN (SELECT gpu_uuid FROM placements WHERE node_id = %(node)s)
+      AND (p.node_id = %(node)s OR n.removed_at IS NULL)
+    WINDOW newest AS (PARTITION BY p.gpu_uuid ORDER BY r.collected_at DESC NULLS LAST, p.placement_id DESC)
 ) s
 JOIN gpus g USING (gpu_uuid)
-ORDER BY s.gpu_index, s.mig_instance NULLS FIRST, s.last_collected_at DESC NULLS LAST, s.placement_id DESC
+WHERE s.node_id = %(node)s
+  AND (s.now_node_id, s.now_gpu_index) = (s.node_id, s.gpu_index)
+  AND coalesce(s.last_collected_at, s.since) > s.at - s.interval_ms * interval '3 milliseconds'
+  AND NOT EXISTS (
+      SELECT
+      FROM placements o
+      WHERE o.node_id = s.node_id AND o.gpu_index = s.gpu_index AND o.gpu_uuid <> s.gpu_uuid
+        AND (o.since > s.at
+             OR EXISTS (SELECT FROM gpu_metrics WHERE placement_id = o.placement_id AND collected_at > s.at))
+        AND NOT EXISTS (
+            SELECT
+            FROM placements q
+            JOIN gpu_metrics m USING (placement_id)
+            WHERE q.node_id = o.node_id AND q.gpu_uuid = o.gpu_uuid AND m.collected_at = s.at
+        )
+  )
+ORDER BY s.gpu_index, s.at DESC, s.gpu_uuid, s.mig_instance NULLS FIRST
 
 -- name: node_metrics
 -- A node's rows, newest first, of one index probe a placement. No row older than `oldest` can be among them: n placements
@@ -401,12 +423,14 @@ GROUP BY 1, 2
 
 -- name: fleet_gpus
 -- What the GPUs of each datacenter and model do, by the newest row of each: one probe of an index a placement. Power
--- and temperature stand on every MIG instance of a GPU and are the GPU's; a GPU counts once.
-SELECT datacenter, model, count(*) AS total, count(*) FILTER (WHERE reporting) AS reporting,
-       count(*) FILTER (WHERE allocated) AS allocated, count(*) FILTER (WHERE active) AS active,
-       sum(power_watts) AS power_watts, max(temperature_celsius) AS temperature_max_celsius
+-- and temperature stand on every MIG instance of a GPU and are the GPU's. A GPU counts once, where its newest row is,
+-- unless another took its place: the same GPUs that stand in their nodes by the query `gpus`.
+SELECT n.datacenter, gpu.model, count(*) AS total, count(*) FILTER (WHERE gpu.reporting) AS reporting,
+       count(*) FILTER (WHERE gpu.allocated) AS allocated, count(*) FILTER (WHERE gpu.active) AS active,
+       sum(gpu.power_watts) AS power_watts, max(gpu.temperature_celsius) AS temperature_max_celsius
 FROM (
-    SELECT i.gpu_uuid, g.model, (array_agg(i.datacenter ORDER BY i.at DESC NULLS LAST))[1] AS datacenter,
+    SELECT i.gpu_uuid, g.model, max(i.at) AS at,
+           (array_agg(i.placement_id ORDER BY i.at DESC NULLS LAST, i.placement_id DESC))[1] AS placement_id,
            bool_or(i.reporting) AS reporting,
            bool_or(i.reporting AND i.workloads IS NOT NULL) AS allocated,
            bool_or(i.reporting AND coalesce(i.gpu_utilization_percent, 100 * i.graphics_engine_active_ratio, 0) > 0)
@@ -415,7 +439,7 @@ FROM (
            max(i.temperature_celsius) FILTER (WHERE i.reporting) AS temperature_celsius
     FROM (
         SELECT DISTINCT ON (p.gpu_uuid, p.mig_instance)
-               p.gpu_uuid, n.datacenter, r.collected_at AS at, r.workloads, r.gpu_utilization_percent,
+               p.gpu_uuid, p.placement_id, r.collected_at AS at, r.workloads, r.gpu_utilization_percent,
                r.graphics_engine_active_ratio, r.power_watts, r.temperature_celsius,
                coalesce(r.collected_at > %(now)s - n.interval_ms * interval '3 milliseconds', false) AS reporting
         FROM placements p
@@ -429,4 +453,22 @@ FROM (
     JOIN gpus g USING (gpu_uuid)
     GROUP BY i.gpu_uuid, g.model
 ) gpu
-GROUP BY datacenter, model
+JOIN placements p USING (placement_id)
+JOIN nodes n USING (node_id)
+WHERE NOT EXISTS (
+    SELECT
+    FROM placements o
+    WHERE o.node_id = p.node_id AND o.gpu_index = p.gpu_index AND o.gpu_uuid <> p.gpu_uuid
+      AND (o.since > coalesce(gpu.at, p.since)
+           OR EXISTS (
+               SELECT FROM gpu_metrics
+               WHERE placement_id = o.placement_id AND collected_at > coalesce(gpu.at, p.since)
+           ))
+      AND NOT EXISTS (
+          SELECT
+          FROM placements q
+          JOIN gpu_metrics m USING (placement_id)
+          WHERE q.node_id = o.node_id AND q.gpu_uuid = o.gpu_uuid AND m.collected_at = coalesce(gpu.at, p.since)
+      )
+)
+GROUP BY n.datacenter, gpu.model

@@ -71,8 +71,17 @@ class Node(NodeSummary):
     last_heard: Annotated[Timestamp, Meta(description="When its newest scrape of any outcome ended")]
     interval_ms: Annotated[int, Meta(description="Milliseconds between its scrapes")]
     removed_at: Annotated[Timestamp | None, Meta(description="When it left the configuration")]
-    gpu_count: Annotated[int, Meta(description="Physical GPUs; a GPU with MIG instances counts once")]
-    gpus: list[Gpu]
+    gpu_count: Annotated[
+        int, Meta(description="Physical GPUs that stand in it, as in `gpus`; one with MIG instances counts once")
+    ]
+    gpus: Annotated[
+        list[Gpu],
+        Meta(
+            description="At each index the GPU with the newest row there; one that is lost stays until another stands "
+            "in its place or it is seen at another. A MIG instance is gone when its GPU had rows for 3 intervals "
+            "without it"
+        ),
+    ]
 
 
 class AlertSummary(Struct):
@@ -203,9 +212,15 @@ class AlertCounts(Struct):
 
 
 class GpuTotals(Struct):
-    """Physical GPUs, and what those that report do."""
+    """Physical GPUs that stand in the nodes, and what those that report do."""
 
-    total: int = 0
+    total: Annotated[
+        int,
+        Meta(
+            description="As the nodes' `gpu_count`: one that is lost counts until another stands in its place, one "
+            "that moved where it is now"
+        ),
+    ] = 0
     reporting: Annotated[int, Meta(description="With a row younger than 3 intervals of their node")] = 0
     allocated: Annotated[int, Meta(description="Of those reporting: with a workload")] = 0
     active: Annotated[int, Meta(description="Of those reporting: busy at the newest scrape")] = 0

@@ -257,6 +257,12 @@ def test_what_a_value_is_compared_with_is_one_search_of_an_index_for_each_field_
     assert sum(scan["Index Searches"] for scan in before) == 2, "the XID and the remapping that failed"
 
 
+def test_a_nodes_gpus_read_one_row_for_each_of_them(history):
+    assert len(queries.fetch(history, queries.GPUS, {"node": "node-7"})) == 8
+    assert rows_read(history, queries.GPUS, {"node": "node-7"}) == 8
+    assert days_read(history, queries.GPUS, {"node": "node-7"}) == ["20260131"]
+
+
 def test_the_fleet_at_a_glance_reads_one_row_for_every_gpu(history):
     assert rows_read(history, queries.FLEET_GPUS, {"now": datetime(2026, 1, 31, tzinfo=UTC)}) == GPUS
 
