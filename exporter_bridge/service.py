@@ -65,7 +65,6 @@ class Bridge:
         )
         self._discovery = Discovery(_sources(settings, self._fetcher))
         self._membership = Membership(self._clock)
-        self._shard = split_shard(settings.shard)
         self._applied: Mapping[str, Target] | None = None
         self._has_targets = False
         self._server = BridgeServer(
@@ -171,8 +170,7 @@ class Bridge:
         self._tell_errors(reading)
         self.metrics.reload_success.set(reading.valid)
         if reading.targets is not self._applied:
-            index, count = self._shard
-            ours = {name: target for name, target in reading.targets.items() if shard_of(name, count) == index}
+            ours = _in_shard(reading.targets, self._settings.shard)
             known = self.scraper.nodes.keys()
             if self._has_targets:
                 added, gone = len(ours.keys() - known), len(known - ours.keys())
@@ -259,6 +257,11 @@ async def _until(stop: asyncio.Event, *work: Awaitable[None]) -> None:
         task.result()
 
 
+def _in_shard(targets: Mapping[str, Target], shard: str) -> dict[str, Target]:
+    index, count = split_shard(shard)
+    return {name: target for name, target in targets.items() if shard_of(name, count) == index}
+
+
 def _sources(settings: BridgeSettings, fetcher: Fetcher) -> list[Source]:
     sources: list[Source] = []
     if settings.targets_file is not None:
@@ -296,9 +299,10 @@ async def scrape_once(settings: BridgeSettings, kafka: KafkaSettings) -> bool:
 
 
 async def read_configuration(settings: BridgeSettings) -> Reading:
-    """Read the targets once, for `--check-config`."""
+    """Read the targets of this bridge once, for `--check-config`."""
     fetcher = Fetcher(asyncio.get_running_loop(), body_limit_bytes=settings.body_limit_bytes, kept_connections=1)
     try:
-        return await Discovery(_sources(settings, fetcher)).read()
+        reading = await Discovery(_sources(settings, fetcher)).read()
+        return reading._replace(targets=_in_shard(reading.targets, settings.shard))
     finally:
         fetcher.close()

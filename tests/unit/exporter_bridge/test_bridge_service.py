@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from exporter_bridge.membership import REMOVAL_SECONDS
-from exporter_bridge.service import Bridge
+from exporter_bridge.service import Bridge, read_configuration
 from exporter_bridge.settings import BridgeSettings
 from exporter_bridge.targets import shard_of
 from gpu_telemetry.clock import ManualClock
@@ -168,6 +168,15 @@ def test_a_shard_scrapes_its_own_nodes_only(on_loop, loopback, bridging):
             return set(bridge.scraper.nodes)
 
     assert on_loop(run()) == {node for node in nodes if shard_of(node, 2) == 1}
+
+
+def test_the_configuration_is_checked_as_far_as_the_shard_goes(on_loop, tmp_path):
+    nodes = [f"node-{number}" for number in range(20)]
+    file = tmp_path / "targets.json"
+    file.write_text(json.dumps([{"targets": [f"{node}:9400"]} for node in nodes]))
+    reading = on_loop(read_configuration(BridgeSettings(targets_file=file, shard="1/2")))
+    assert reading.valid
+    assert set(reading.targets) == {node for node in nodes if shard_of(node, 2) == 1}
 
 
 async def start(settings):
