@@ -168,7 +168,8 @@ class BridgeMetrics:
         )
         self.family_conflicts = Gauge(
             "gpu_bridge_family_conflicts",
-            "Families of the last fleet page whose TYPE or HELP differs between nodes; the first one is shown.",
+            "Families of the last fleet page, or of its shards, whose TYPE or HELP differs between nodes; "
+            "the first one is shown.",
             registry=registry,
         )
 

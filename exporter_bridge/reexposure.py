@@ -1,10 +1,10 @@
 """Every node's last good page as one Prometheus page: names as they came, the node's labels added, in small slices.
 
-A sample's own labels stay. Where the page has a label that the node brings too (`instance`, `node_id`, `datacenter`,
-a further label of its target), the page's becomes `exported_NAME`, as when Prometheus scrapes the exporter itself.
+A sample's own labels stay. Where the page has a label that the node brings too (`instance`, `node_id`, its target's
+`datacenter` and further labels), the page's becomes `exported_NAME`, as when Prometheus scrapes the exporter itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -29,9 +29,9 @@ class Exposed(NamedTuple):
 
 @dataclass(slots=True)
 class Conflicts:
-    """Families whose TYPE or HELP differs between nodes, counted while a page is written."""
+    """Families whose TYPE or HELP differs between nodes, found while a page is written."""
 
-    families: int = 0
+    families: frozenset[str] = frozenset()
 
 
 class _Part(NamedTuple):
@@ -51,7 +51,7 @@ def exporters_up(nodes: Sequence[Exposed]) -> Iterator[str]:
     """`gpu_exporter_up` of every node, in slices."""
     lines = [_heading(_UP)]
     for index, node in enumerate(nodes, start=1):
-        lines.append(f"{_UP.name}{{{_node_labels(node.target)}}} {int(node.page is not None)}\n")
+        lines.append(f"{_UP.name}{{{_written(_labels_of(node.target))}}} {int(node.page is not None)}\n")
         if index % 500 == 0:
             yield "".join(lines)
             lines = []
@@ -61,7 +61,7 @@ def exporters_up(nodes: Sequence[Exposed]) -> Iterator[str]:
 def fleet_page(nodes: Sequence[Exposed], conflicts: Conflicts) -> Iterator[str]:
     """The pages of the nodes as one, each family once, in slices; an empty slice is work without text yet.
 
-    Where nodes differ in a family's HELP or TYPE the first node's stands, and it is counted in `conflicts`.
+    Where nodes differ in a family's HELP or TYPE the first node's stands, and `conflicts` names it.
     """
     families: dict[str, _FamilyParts] = {}
     conflicting: set[str] = set()
@@ -70,7 +70,7 @@ def fleet_page(nodes: Sequence[Exposed], conflicts: Conflicts) -> Iterator[str]:
             _collect(node.target, node.page, families, conflicting)
         if index % _SLICE_PAGES == 0:
             yield ""
-    conflicts.families = len(conflicting)
+    conflicts.families = frozenset(conflicting)
     # Each family's parts are let go once written.
     for name in list(families):
         yield from _family_text(families.pop(name))
@@ -126,8 +126,9 @@ class _LabelsInFull(dict[LabelSet, str]):
     __slots__ = ("_names", "_node_labels")
 
     def __init__(self, target: Target) -> None:
-        self._names = ("node_id", "instance", "datacenter", *[name for name, _ in target.labels])
-        self._node_labels = _node_labels(target)
+        labels = _labels_of(target)
+        self._names = [name for name, _ in labels]
+        self._node_labels = _written(labels)
 
     def __missing__(self, label_set: LabelSet) -> str:
         text = label_set.text.strip(" \t").removesuffix(",")
@@ -136,7 +137,7 @@ class _LabelsInFull(dict[LabelSet, str]):
             if name in text:
                 labels = label_set.labels
                 renamed = {label: self._renamed(label, labels) for label in labels}
-                text = ",".join(f"{renamed[label]}={_quoted(value)}" for label, value in labels.items())
+                text = _written((renamed[label], value) for label, value in labels.items())
                 break
         full = self[label_set] = f"{text},{self._node_labels}" if text else self._node_labels
         return full
@@ -148,11 +149,14 @@ class _LabelsInFull(dict[LabelSet, str]):
         return renamed
 
 
-def _node_labels(target: Target) -> str:
-    labels = [("node_id", target.node_id), ("instance", target.instance)]
-    if target.datacenter is not None:
-        labels.append(("datacenter", target.datacenter))
-    return ",".join(f"{name}={_quoted(value)}" for name, value in (*labels, *target.labels))
+def _labels_of(target: Target) -> list[tuple[str, str]]:
+    """What a node adds to each of its samples."""
+    datacenter = [] if target.datacenter is None else [("datacenter", target.datacenter)]
+    return [("node_id", target.node_id), ("instance", target.instance), *datacenter, *target.labels]
+
+
+def _written(labels: Iterable[tuple[str, str]]) -> str:
+    return ",".join(f"{name}={_quoted(value)}" for name, value in labels)
 
 
 def _quoted(value: str) -> str:

@@ -31,7 +31,9 @@ class BridgeServer:
         self._metrics = metrics
         self._nodes_per_shard = nodes_per_shard
         self._unready = unready
-        self._conflicts = Conflicts()
+        # Of the whole page or of its shards, as they were last asked for: by shard, and how many shards those are of.
+        self._conflicts: dict[int, Conflicts] = {}
+        self._shard_count = 1
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -84,6 +86,7 @@ class BridgeServer:
         unknown = query.keys() - {"node", "shard"}
         if unknown:
             return _problem(400, f"unknown parameter {min(unknown)!r}; expected node or shard")
+        index, count = 0, 1
         nodes: Iterable[Node] = self._scraper.nodes.values()
         if "node" in query:
             node = self._scraper.nodes.get(query["node"])
@@ -96,11 +99,20 @@ class BridgeServer:
             except ValueError as error:
                 return _problem(400, f"shard: {error}")
             nodes = [node for node in nodes if page_shard_of(node.target.node_id, count) == index]
-        whole = not query
-        conflicts = self._conflicts if whole else Conflicts()
+        conflicts = Conflicts()
         response = await self._send(request, fleet_page(self._exposed(nodes), conflicts))
-        self._metrics.family_conflicts.set(max(self._conflicts.families, conflicts.families))
+        if "node" not in query:
+            self._count_conflicts(conflicts, index, count)
         return response
+
+    def _count_conflicts(self, conflicts: Conflicts, index: int, count: int) -> None:
+        """Take the conflicts of one shard in place of what it had; those of another number of shards are of old."""
+        if count != self._shard_count:
+            self._shard_count = count
+            self._conflicts.clear()
+        self._conflicts[index] = conflicts
+        families = frozenset[str]().union(*(shard.families for shard in self._conflicts.values()))
+        self._metrics.family_conflicts.set(len(families))
 
     async def _shards(self, request: web.Request) -> web.Response:
         count = max(1, -(-len(self._scraper.nodes) // self._nodes_per_shard))

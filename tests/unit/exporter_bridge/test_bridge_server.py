@@ -108,6 +108,37 @@ def test_the_bridges_own_metrics_tell_what_happened(ask):
         assert line in own.body.splitlines()
 
 
+def test_conflicts_are_of_the_page_or_the_shards_that_were_last_asked_for(on_loop, loopback):
+    async def run():
+        other = loopback.http(loopback.PAGE.replace("GPU temperature (in C).", "Words of another release."))
+        exporter = loopback.Exporter(answers={"/other": other})
+        async with loopback.serving(exporter), loopback.Bench(interval_seconds=30) as bench:
+            server = BridgeServer(bench.scraper, bench.metrics, nodes_per_shard=250, unready=list)
+            port = await server.start("127.0.0.1", 0)
+
+            async def conflicts(*paths):
+                for path in paths:
+                    await get(port, path)
+                own = (await get(port, "/metrics")).body
+                return next(line for line in own.splitlines() if line.startswith("gpu_bridge_family_conflicts "))
+
+            nodes = [f"node_{number}" for number in range(20)]
+            differing = next(node for node in nodes[1:] if page_shard_of(node.replace("_", "-"), 2) == 0)
+            told = []
+            for path in ("/other", "/metrics"):
+                bench.apply(**dict.fromkeys(nodes, exporter.url()) | {differing: exporter.url(path)})
+                await bench.scraper.scrape_all_once()
+                shards = "/fleet/metrics?shard=0/2", "/fleet/metrics?shard=1/2"
+                # A page of one node tells nothing of the fleet.
+                told.append(await conflicts("/fleet/metrics", "/fleet/metrics?node=node-0"))
+                told.append(await conflicts(*shards))
+                told.append(await conflicts(*reversed(shards)))
+            await server.close()
+            return [line.split(" ")[1] for line in told]
+
+    assert on_loop(run()) == ["1.0", "1.0", "1.0", "0.0", "0.0", "0.0"]
+
+
 def test_health_touches_nothing_and_readiness_says_what_is_missing(ask):
     health, unready = ask("/healthz", "/readyz", unready=lambda: ["no Kafka yet"])
     assert health.status == 200

@@ -71,6 +71,17 @@ def test_a_page_label_that_the_node_brings_too_becomes_exported(expose):
     }
 
 
+def test_a_page_label_that_the_node_does_not_bring_stays(expose):
+    line = 'x{datacenter="theirs"} 1'
+    assert samples(written(expose(line + "\n", Target("n", "u", "i")))) == [
+        'x{datacenter="theirs",node_id="n",instance="i"} 1'
+    ]
+    target = Target("n", "u", "i", datacenter="ours")
+    assert samples(written(expose(line + "\n", target))) == [
+        'x{exported_datacenter="theirs",node_id="n",instance="i",datacenter="ours"} 1'
+    ]
+
+
 def test_a_value_that_only_looks_like_a_label_changes_nothing(expose):
     line = 'x{pod="a, instance=1 node_id"} 1'
     (sample,) = samples(written(expose(line + "\n", Target("n", "u", "i"))))
@@ -109,7 +120,7 @@ def test_where_nodes_differ_the_first_nodes_type_stands_and_it_is_counted(expose
     text = written(one, two, conflicts=conflicts)
     assert "# TYPE T gauge" in text
     assert "new words" not in text
-    assert conflicts.families == 1
+    assert conflicts.families == {"T"}
     assert len(samples(text)) == 4
 
 
