@@ -75,9 +75,12 @@ class HttpSource:
         self._fetcher = fetcher
         self._content = b""
         self._targets: list[Target] = []
+        self._failing: Answer | None = None
 
     async def read(self) -> list[Target]:
         """The targets that the discovery lists.
+
+        While it fails for one reason the error stays word for word the first one, though libcurl's has milliseconds.
 
         Raises:
             TargetError: it does not answer with 200, or its answer is no list of target groups.
@@ -91,7 +94,10 @@ class HttpSource:
         self._fetcher.start(self._url, Access(), _HTTP_TIMEOUT_SECONDS, done)
         answer = await answered
         if answer.reason is not None:
-            raise TargetError(f"{self.name}: {answer.detail or answer.reason}")
+            if self._failing is None or self._failing.reason != answer.reason:
+                self._failing = answer
+            raise TargetError(f"{self.name}: {self._failing.detail or answer.reason}")
+        self._failing = None
         if answer.body != self._content:
             self._targets = await in_daemon_thread(lambda: read_targets(answer.body, self.name))
             self._content = answer.body
@@ -101,7 +107,8 @@ class HttpSource:
 class Reading(NamedTuple):
     """The fleet's targets by node. `valid` says that every source gave a good list this time.
 
-    `errors` says what each bad one had; its last good list stands in for it.
+    `targets` is the same object while nothing changed but the order in which the sources list them. `errors` says what
+    each bad source had; its last good list stands in for it.
     """
 
     targets: Mapping[str, Target]
@@ -128,9 +135,11 @@ class Discovery:
                 errors.append(str(error))
         if any(new is not old for new, old in zip(lists, self._lists, strict=True)):
             try:
-                self._joined = unique_nodes(
+                joined = unique_nodes(
                     (target for targets in lists for target in targets), " and ".join(s.name for s in self._sources)
                 )
+                if joined != self._joined:
+                    self._joined = joined
                 self._lists = lists
             except TargetError as error:
                 errors.append(str(error))

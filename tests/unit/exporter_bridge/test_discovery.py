@@ -99,6 +99,46 @@ def test_an_http_discovery_gives_targets_and_keeps_the_last_list_when_it_fails(o
     assert (empty.valid, list(empty.targets)) == (True, [])
 
 
+def test_a_discovery_that_goes_on_failing_is_told_of_in_the_words_of_the_first_time(on_loop, loopback, monkeypatch):
+    monkeypatch.setattr("exporter_bridge.discovery._HTTP_TIMEOUT_SECONDS", 0.05)
+
+    async def late(_head, writer):
+        # How much had come and how long it took stands in libcurl's text.
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b" " * len(exporter.requests))
+        await loopback.hang(_head, writer)
+
+    exporter = loopback.Exporter(late)
+
+    async def run():
+        async with loopback.serving(exporter):
+            fetcher = Fetcher(asyncio.get_running_loop(), body_limit_bytes=100_000, kept_connections=1)
+            discovery = Discovery([HttpSource(exporter.url("/sd"), fetcher)])
+            errors = [(await discovery.read()).errors for _ in range(3)]
+            exporter.answer = loopback.http("no", "503 Service Unavailable")
+            errors.append((await discovery.read()).errors)
+            fetcher.close()
+            return errors
+
+    hanging, *still, other = on_loop(run())
+    assert "timed out" in hanging[0]
+    assert still == [hanging, hanging]
+    assert "HTTP status 503" in other[0]
+
+
+def test_another_order_is_no_change(on_loop, file):
+    async def run():
+        discovery = Discovery([FileSource(file)])
+        first = await discovery.read()
+        replace(file, groups("node-2", "node-1"))
+        turned = await discovery.read()
+        replace(file, groups("node-2", "node-3"))
+        return first.targets, turned.targets, (await discovery.read()).targets
+
+    first, turned, changed = on_loop(run())
+    assert turned is first
+    assert sorted(changed) == ["node-2", "node-3"]
+
+
 def test_two_sources_are_joined_and_a_node_in_both_is_refused(on_loop, tmp_path):
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     one.write_text(groups("node-1"))
