@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 import httpx
 
 from alerting.actions.action import Action, Done, Result, TryAgain
-from alerting.actions.http import answer_of, in_words, never_arrived, refusal_of
+from alerting.actions.http import answer_of, in_words, never_arrived, post, refusal_of
 
 _SERVER_ERRORS: Final = 500
 _RETRIED_STATUSES: Final = frozenset((408, 425, 429))
@@ -56,11 +56,13 @@ class EmulatorMigrator:
         asked = {"from": _from(action), "workloads": action.workloads}
         body = {"node_id": action.node_id, "gpu_uuid": action.gpu_uuid}
         try:
-            response = self._client.post(self._url, json=body, headers={"Idempotency-Key": action.key})
+            response = post(self._client, self._url, body, {"Idempotency-Key": action.key})
         except httpx.HTTPError as error:
             return TryAgain(in_words(error), is_unknown=not never_arrived(error), details=asked)
         if response.is_success:
-            return Done("succeeded", details=asked | answer_of(response))
+            # What the decision says of the alert stays: an answer may use the same names.
+            told = {name: value for name, value in answer_of(response).items() if name not in action.details}
+            return Done("succeeded", details=asked | told)
         reason = refusal_of(response)
         if response.status_code >= _SERVER_ERRORS or response.status_code in _RETRIED_STATUSES:
             return TryAgain(reason, is_unknown=response.status_code >= _SERVER_ERRORS, details=asked)

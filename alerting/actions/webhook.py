@@ -11,13 +11,14 @@ from typing import Any, Final
 import httpx
 
 from alerting.actions.action import Action, Done, Result, TryAgain
-from alerting.actions.http import in_words, refusal_of
+from alerting.actions.http import in_words, post, refusal_of
 from gpu_telemetry.clock import rfc3339
 
 RECEIVER: Final = "gpu-telemetry"
 _NO_END: Final = "0001-01-01T00:00:00Z"  # Go's zero time: what Alertmanager sends for an alert that fires
 _RETRIED_STATUSES: Final = frozenset((408, 425, 429))
 _SERVER_ERRORS: Final = 500
+_GROUPED_BY: Final = ("alertname", "node_id", "gpu_uuid", "mig_instance")
 
 
 def labels_of(action: Action) -> dict[str, str]:
@@ -42,7 +43,7 @@ def fingerprint(action: Action) -> str:
 
 
 def payload_of(action: Action, external_url: str) -> dict[str, Any]:
-    """The body of one notice: a group of one alert."""
+    """The body of one notice: a group of one alert, whose labels name all that it is of, so that it stays alone."""
     is_resolved = action.transition == "resolved"
     status = "resolved" if is_resolved else "firing"
     labels = labels_of(action)
@@ -50,7 +51,7 @@ def payload_of(action: Action, external_url: str) -> dict[str, Any]:
     for name in ("actual_value", "threshold_value", "resolved_reason"):
         if action.details.get(name) is not None:
             annotations[name] = str(action.details[name])
-    group_labels = {name: labels[name] for name in ("alertname", "node_id")}
+    group_labels = {name: labels[name] for name in _GROUPED_BY if name in labels}
     alert = {
         "status": status,
         "labels": labels,
@@ -89,7 +90,7 @@ class Webhook:
     def send(self, action: Action) -> Result:
         """Send one notice."""
         try:
-            response = self._client.post(self._url, json=payload_of(action, self._external_url))
+            response = post(self._client, self._url, payload_of(action, self._external_url))
         except httpx.HTTPError as error:
             return TryAgain(f"webhook: {in_words(error)}", is_unknown=False)
         if response.is_success:

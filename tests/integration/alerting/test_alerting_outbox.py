@@ -165,7 +165,7 @@ def test_a_notice_goes_to_the_log_and_the_webhook_in_alertmanagers_form(
     [body] = loopback_receiver.bodies("/hook")
     assert body["version"] == "4"
     assert body["status"] == "firing"
-    assert body["groupLabels"] == {"alertname": "high_temperature", "node_id": "node-1"}
+    assert body["groupLabels"] == {"alertname": "high_temperature", "node_id": "node-1", "gpu_uuid": "GPU-1"}
     [alert] = body["alerts"]
     assert alert["labels"]["severity"] == "critical"
     assert alert["annotations"]["summary"] == "GPU temperature is 96.3°C"

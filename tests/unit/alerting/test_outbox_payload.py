@@ -53,9 +53,17 @@ def test_a_rise_is_a_firing_alert_with_the_new_severity():
     }
     assert alert["annotations"]["actual_value"] == "96.3"
     assert alert["generatorURL"] == "https://telemetry.example/api/v1/alerts/3"
-    assert body["groupKey"] == r'{}:{alertname="high_temperature", node_id="node-\"1\""}'
+    assert body["groupKey"] == r'{}:{alertname="high_temperature", node_id="node-\"1\"", gpu_uuid="GPU-1"}'
     assert body["truncatedAlerts"] == 0
     assert json.dumps(body)
+
+
+def test_the_end_of_one_gpus_alert_ends_no_other_ones_group():
+    keys = [
+        payload_of(action(**changes), "http://localhost")["groupKey"]
+        for changes in ({}, {"gpu_uuid": "GPU-2"}, {"mig_instance": "1"}, {"gpu_uuid": None})
+    ]
+    assert len(set(keys)) == 4
 
 
 def test_an_end_says_when_and_keeps_the_fingerprint():
