@@ -134,6 +134,9 @@ def test_a_record_without_a_model_is_held_against_the_general_threshold(node):
         ("NVIDIA L4", 72),
         ("Tesla T4", 70),
         ("Tesla V100-SXM2-16GB", 300),
+        ("Tesla V100-DGXS-32GB", 300),
+        ("NVIDIA H20", 400),
+        ("NVIDIA H20-3e", 500),
     ],
 )
 def test_a_model_may_draw_its_power_limit_and_not_a_tenth_more(node, model, limit):
