@@ -113,7 +113,7 @@ def _funnel() -> bargauge.Panel:
         "whole GPUs.",
         sql(known),
         now(f"{_sum('model:gpus:count')} or vector(0)", "Reporting"),
-        now(f"{_sum('model:gpus_allocated:count')} or vector(0)", "Allocated"),
+        now_or_words(_sum("model:gpus_allocated:count"), "Allocated"),
         now_or_words(_sum("model:gpus_active:count"), "Active"),
         now_or_words(_sum("model:gpus_effective:sum"), "Effective"),
         decimals=0,

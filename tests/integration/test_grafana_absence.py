@@ -113,6 +113,7 @@ def test_without_an_engine_nobody_knows_what_is_lost(gives):
     ("board", "title", "ref_id", "told"),
     [
         ("fleet", "Not healthy", "C", "model:gpus_throttled:count"),
+        ("fleet", "From GPUs owned to work done", "C", "model:gpus_allocated:count"),
         ("fleet", "From GPUs owned to work done", "D", "model:gpus_active:count"),
         ("fleet", "From GPUs owned to work done", "E", "model:gpus_effective:sum"),
         ("fleet", "Power and energy", "A", "model:gpu_power_watts:sum"),
