@@ -37,8 +37,9 @@ SELECT 1 FROM nodes WHERE node_id = %(node)s
 -- name: gpus
 -- The GPUs that stand in a node: those whose newest row is of it, at the index of that row, unless another one took the
 -- place since: one that was not on the page with it. The rows of a page share their time, so a neighbour that moved up
--- when a GPU fell off the bus is told from one that was put in for it. Of a GPU's MIG instances those are there that had
--- a row within 3 intervals of its newest one. Looked at are all places of the GPUs that ever stood in the node.
+-- when a GPU fell off the bus is told from one that was put in for it; by a count, as EXISTS may be planned as a hash
+-- of all rows. Of a GPU's MIG instances those are there that had a row within 3 intervals of its newest one. Looked at
+-- are all places of the GPUs that ever stood in the node.
 SELECT s.gpu_uuid, s.gpu_index, s.mig_instance, s.mig_profile, g.model, g.driver_version, g.pci_bus_id,
        g.memory_total_mib, s.since, s.last_collected_at
 FROM (
@@ -63,10 +64,11 @@ WHERE s.node_id = %(node)s
       SELECT
       FROM placements o
       WHERE o.node_id = s.node_id AND o.gpu_index = s.gpu_index AND o.gpu_uuid <> s.gpu_uuid
-        AND (o.since > s.at
-             OR EXISTS (SELECT FROM gpu_metrics WHERE placement_id = o.placement_id AND collected_at > s.at))
-        AND NOT EXISTS (
-            SELECT
+        AND greatest(o.since, (
+            SELECT collected_at FROM gpu_metrics WHERE placement_id = o.placement_id ORDER BY collected_at DESC LIMIT 1
+        )) > s.at
+        AND 0 = (
+            SELECT count(*)
             FROM placements q
             JOIN gpu_metrics m USING (placement_id)
             WHERE q.node_id = o.node_id AND q.gpu_uuid = o.gpu_uuid AND m.collected_at = s.at
@@ -459,13 +461,11 @@ WHERE NOT EXISTS (
     SELECT
     FROM placements o
     WHERE o.node_id = p.node_id AND o.gpu_index = p.gpu_index AND o.gpu_uuid <> p.gpu_uuid
-      AND (o.since > coalesce(gpu.at, p.since)
-           OR EXISTS (
-               SELECT FROM gpu_metrics
-               WHERE placement_id = o.placement_id AND collected_at > coalesce(gpu.at, p.since)
-           ))
-      AND NOT EXISTS (
-          SELECT
+      AND greatest(o.since, (
+          SELECT collected_at FROM gpu_metrics WHERE placement_id = o.placement_id ORDER BY collected_at DESC LIMIT 1
+      )) > coalesce(gpu.at, p.since)
+      AND 0 = (
+          SELECT count(*)
           FROM placements q
           JOIN gpu_metrics m USING (placement_id)
           WHERE q.node_id = o.node_id AND q.gpu_uuid = o.gpu_uuid AND m.collected_at = coalesce(gpu.at, p.since)

@@ -267,6 +267,33 @@ def test_the_fleet_at_a_glance_reads_one_row_for_every_gpu(history):
     assert rows_read(history, queries.FLEET_GPUS, {"now": datetime(2026, 1, 31, tzinfo=UTC)}) == GPUS
 
 
+@pytest.fixture
+def replaced(history):
+    """The history in which ten GPUs, one of them of node-7, were replaced on the last day."""
+    history.execute(
+        """
+        INSERT INTO gpus (gpu_uuid, first_seen) SELECT 'GPU-new-' || n, '2026-01-31' FROM generate_series(0, 9) n;
+        INSERT INTO placements (node_id, gpu_index, gpu_uuid, since)
+        SELECT 'node-' || n, 3, 'GPU-new-' || n, '2026-01-31' FROM generate_series(0, 9) n;
+        UPDATE gpu_metrics m
+        SET placement_id = new.placement_id
+        FROM placements new
+        WHERE new.gpu_uuid LIKE 'GPU-new-%' AND m.node_id = new.node_id AND m.gpu_index = 3
+          AND m.collected_at >= '2026-01-31';
+        """
+    )
+    return history
+
+
+def test_for_each_gpu_that_was_replaced_a_few_rows_more_are_read(replaced):
+    now = {"now": datetime(2026, 1, 31, tzinfo=UTC)}
+    assert sum(row["total"] for row in queries.fetch(replaced, queries.FLEET_GPUS, now)) == GPUS
+    # Those that were replaced have a newest row too; and twice a place's rows are compared with one another.
+    assert round(rows_read(replaced, queries.FLEET_GPUS, now)) <= GPUS + 10 + 2 * 10
+    assert len(queries.fetch(replaced, queries.GPUS, {"node": "node-7"})) == 8
+    assert rows_read(replaced, queries.GPUS, {"node": "node-7"}) <= 8 + 1 + 2
+
+
 ALERTS = {
     "status": "active",
     "severity": None,
