@@ -46,8 +46,9 @@ _TOGETHER_SHARE: Final = 0.05
 class Scraper:
     """Scrapes the nodes it is given and hands each turn to the publisher.
 
-    A node costs only itself: what fails, hangs or is new waits for nobody and nobody waits for it. Slow reading of new
-    pages goes on in slices between what is due.
+    A node costs only itself: what fails, hangs or is new waits for nobody and nobody waits for it (but see
+    docs/architecture.md for many names that hang in their lookup). Slow reading of new pages goes on in slices between
+    what is due.
     """
 
     def __init__(
