@@ -101,7 +101,7 @@ def remove(node_id: str, data: Path, timeout_seconds: float) -> None:
         _fail(str(error))
     except KafkaException as error:
         _fail(f"{kafka.bootstrap_servers}: {error.args[0].str()}")
-    print(f"{node_id}: asked for its removal at {rfc3339(record.collected_at)}")
+    print(f"{node_id}: asked for its removal as of {rfc3339(record.collected_at)}")
 
 
 def _fail(why: str) -> NoReturn:

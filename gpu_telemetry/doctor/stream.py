@@ -120,7 +120,8 @@ class _Stream(NamedTuple):
     def look(self) -> dict[int, _Partition]:
         """The partitions now.
 
-        The places are read first: what is taken in meanwhile lies before an end that is read later.
+        The places are read first: what is taken in meanwhile lies before an end that is read later. And the ends
+        before what is recent: where nothing is, all that lies before such an end has waited.
         """
         waits_since = to_milliseconds(self.clock.now() - _STUCK_AFTER)
         places = {
@@ -132,12 +133,12 @@ class _Stream(NamedTuple):
             )
         }
         starts = self._offsets(OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-        recent = self._offsets(OffsetSpec.for_timestamp(waits_since))
         ends = self._offsets(OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        recent = self._offsets(OffsetSpec.for_timestamp(waits_since))
         return {
             number: _Partition(
                 start=starts[number],
-                waits_from=end if recent[number] < 0 else recent[number],  # none came since: all have waited so long
+                waits_from=end if recent[number] < 0 else recent[number],  # negative: none is so young
                 end=end,
                 place=places[number][0] if number in places else None,
                 is_idle=number not in places or places[number][1],
