@@ -1,7 +1,9 @@
 """Pipeline: whether what the other dashboards show can be trusted."""
 
+from pathlib import Path
 from typing import Final
 
+import yaml
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
@@ -12,6 +14,7 @@ from grafana.severities import severity_column
 from grafana.sources import now, now_or_words, over_time, rows_or_words, sql_or_words
 
 _OWN: Final = 'job=~"bridge|alert-engine|api|prometheus"'
+_RULES: Final = Path(__file__).parents[2] / "prometheus" / "rules" / "pipeline.yml"
 _PER_SECOND: Final = "[$__rate_interval]"
 # Prometheus answers if it is asked. It may watch other things too, and forgets a target that DNS no longer names.
 _PARTS: Final = ("bridge", "gpu-fleet", "alert-engine", "api")
@@ -33,6 +36,12 @@ def pipeline() -> Dashboard:
     _ledger(built)
     _cost(built)
     return built.build()
+
+
+def _alerts() -> str:
+    """The shipped alerts about the pipeline, as a regular expression."""
+    groups = yaml.safe_load(_RULES.read_text(encoding="utf-8"))["groups"]
+    return "|".join(rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule)
 
 
 def _at_a_glance(built: Board) -> None:
@@ -119,7 +128,8 @@ def _at_a_glance(built: Board) -> None:
                 "Alerts about the pipeline itself",
                 "What does Prometheus say is wrong with the parts? The alert engine cannot report its own death.",
                 rows_or_words(
-                    'sum by (alertname, severity, instance, reason) (ALERTS{alertstate="firing"})',
+                    "sum by (alertname, severity, instance, reason) "
+                    f'(ALERTS{{alertstate="firing",alertname=~"{_alerts()}"}})',
                     label="alertname",
                     words="none fires",
                 ),

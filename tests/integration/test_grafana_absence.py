@@ -93,6 +93,16 @@ def test_a_part_that_prometheus_no_longer_finds_is_down_and_keeps_its_bar(gives)
     )
 
 
+def test_the_alerts_are_the_pipelines_own(gives):
+    firing = 'alertstate="firing", instance="i", severity="critical"'
+
+    gives(
+        asked("pipeline", "Alerts about the pipeline itself"),
+        {f'ALERTS{{alertname="BridgeDown", {firing}}}': 1, f'ALERTS{{alertname="Of others", {firing}}}': 1},
+        {'{alertname="BridgeDown", instance="i", severity="critical"}': 1},
+    )
+
+
 def test_one_of_several_engines_down_is_part_of_a_part(gives):
     engines = UP | {f'up{{job="alert-engine", instance="{name}"}}': 0 for name in "jkl"}
 
