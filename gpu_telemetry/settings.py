@@ -95,6 +95,22 @@ class LogSettings(Settings):
     format: Literal["text", "json"] = Field("text", description="Plain lines for people, or one JSON object a line.")
 
 
+def _valid_connection(text: SecretStr) -> SecretStr:
+    # Only who speaks to PostgreSQL has such a setting; to the others the library would be memory for nothing.
+    from psycopg import ProgrammingError  # noqa: PLC0415
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+    try:
+        conninfo_to_dict(text.get_secret_value())
+    except ProgrammingError:
+        # libpq quotes what it does not understand, which can be the password.
+        raise ValueError(
+            "expected a libpq URL or connection string, with % for what is special in it; what is wrong is not "
+            "told, since a password may stand in it"
+        ) from None
+    return text
+
+
 def _valid_password_file(path: Path) -> Path:
     _first_line(path)
     return path
@@ -123,7 +139,7 @@ class DatabaseSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="DATABASE_")
 
-    url: SecretStr = Field(
+    url: Annotated[SecretStr, AfterValidator(_valid_connection)] = Field(
         SecretStr("postgresql://telemetry@localhost:5432/gpu_telemetry"),
         description="The database, as a libpq URL or connection string; a password may stand in it, in "
         "DATABASE_PASSWORD_FILE or in PGPASSFILE.",

@@ -64,6 +64,14 @@ def test_a_file_without_a_password_is_refused_by_name(monkeypatch, tmp_path, con
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize("url", ["postgresql://u:se cret@h/db", "host=h secret"])
+def test_a_database_that_libpq_does_not_understand_is_refused_without_telling_it(monkeypatch, url):
+    monkeypatch.setenv("DATABASE_URL", url)
+    with pytest.raises(SettingsError, match=r"DATABASE_URL: .*expected a libpq URL or connection string") as refused:
+        DatabaseSettings.load()
+    assert "cret" not in str(refused.value)
+
+
 def test_a_password_file_that_is_gone_later_reads_as_a_database_that_is_away(monkeypatch, tmp_path):
     file = tmp_path / "password"
     file.write_text("hunter2\n")
