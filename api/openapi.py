@@ -19,7 +19,8 @@ What a fleet's GPUs measured, which alerts that raised, and what was done about 
 Every list is a bare array. `limit` rows come at most (1,000 unless said otherwise, 10,000 at most); the `Link` header
 with `rel="next"` names the next page and is absent on the last. Times are RFC 3339 in UTC. A value that was not
 measured is null. Every error is an RFC 9457 problem document; a wrong parameter is named in `parameter`, with what
-was `expected` and what was `got`; parameters that are not known are refused."""
+was `expected` and what was `got`; parameters that are not known are refused. Only what is no HTTP, or has a request
+line of more than 8,190 bytes, is refused without such a document."""
 _REFERENCE: Final = "#/components/schemas/{name}"
 # What every operation can answer.
 _COMMON_PROBLEMS: Final = (

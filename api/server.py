@@ -21,6 +21,8 @@ _MULTIPROCESS_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 _IN_LINE: Final = 256
 # Threads beyond those of the line, for the probes and for telling a request that the line is full.
 _SPARE_THREADS: Final = 8
+# The most that gunicorn has a bound for: a cursor, a node's id and a filter fit in, percent signs included.
+_REQUEST_LINE_BYTES: Final = 8190
 
 _log = logging.getLogger("api.server")
 
@@ -66,6 +68,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "workers": self._settings.workers,
             "threads": self._settings.threads + _IN_LINE + _SPARE_THREADS,
             "worker_class": "gthread",
+            "limit_request_line": _REQUEST_LINE_BYTES,
             "graceful_timeout": self._settings.graceful_timeout_seconds,
             "logger_class": _ProjectLogger,
             "errorlog": None,

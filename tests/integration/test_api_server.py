@@ -1,5 +1,7 @@
 """The API as it runs: gunicorn's processes over HTTP, with a database that comes and goes, until SIGTERM."""
 
+import base64
+import json
 import os
 import re
 import signal
@@ -123,6 +125,17 @@ def test_a_page_of_a_node_with_an_odd_id_leads_to_the_next_one(serve, filled_url
             hours += [(row["node_id"], row["collected_at"][11:13]) for row in answer.json()]
             url = answer.links.get("next", {}).get("url")
     assert hours == [("rack 7/€>%41", hour) for hour in ("02", "01", "00")]
+
+
+def test_what_the_api_accepts_fits_into_a_request_line(serve, filled_url):
+    key = {"type": "nodes", "node_id": "a" * 3043}
+    cursor = base64.urlsafe_b64encode(json.dumps(key, separators=(",", ":")).encode()).decode()
+    assert (len(cursor), cursor[-1] != "=") == (4096, True), "the longest cursor"
+    with serve(filled_url) as served:
+        answer = served.get(f"/api/v1/nodes?cursor={cursor}&datacenter={'%25' * 512}&status=healthy&limit=10000")
+        assert (answer.status_code, answer.json()) == (200, [])
+        assert [node["node_id"] for node in served.get(f"/api/v1/nodes?cursor={cursor}").json()] == ["node-1"]
+        assert served.get(f"/api/v1/nodes?cursor={cursor}&datacenter={'%25' * 1400}").status_code == 414
 
 
 def test_log_lines_have_the_form_of_the_project(serve, filled_url):
