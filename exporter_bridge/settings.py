@@ -64,7 +64,10 @@ class BridgeSettings(Settings):
         4096, ge=0, description="Connections to exporters that are kept open between scrapes."
     )
     queue_scrapes: int = Field(
-        100_000, ge=1, description="Scrapes that wait for Kafka; beyond it the oldest are dropped, and counted."
+        100_000,
+        ge=1,
+        description="Scrapes that wait for Kafka; beyond it the oldest are dropped, and counted; "
+        "removals of nodes stay.",
     )
     queue_bytes: int = Field(
         256 * 1024**2, ge=1024, description="Bytes of records that wait for Kafka; beyond it the oldest scrapes go."
