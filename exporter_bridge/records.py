@@ -10,11 +10,10 @@ import msgspec
 from xxhash import xxh3_128_digest
 
 from exporter_bridge.blocks import Steps
-from exporter_bridge.judging import UNCONVERTIBLE, measure_of
+from exporter_bridge.judging import UNCONVERTIBLE
 from exporter_bridge.layouts import LabelSet, Page
-from exporter_bridge.placing import Key, plan_page
+from exporter_bridge.placing import plan_page
 from exporter_bridge.plans import Plan
-from exporter_bridge.rows import Row, row_of
 from exporter_bridge.writing import Turn, Unbelieved, closing, head, judged, prefix, written
 
 __all__ = ["RecordBuilder", "Scrape", "Turn"]
@@ -42,8 +41,8 @@ class RecordBuilder:
     """
 
     __slots__ = (
-        "_described_by", "_digest", "_gpu_uuids", "_heads", "_hostname", "_keys", "_not_recorded", "_plan",
-        "_shape", "changed_at_ms",
+        "_described_by", "_digest", "_gpu_uuids", "_heads", "_hostname", "_not_recorded", "_plan", "_shape",
+        "_unconvertible", "changed_at_ms",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -52,10 +51,10 @@ class RecordBuilder:
         self._described_by: tuple[str | None, str | None] = (None, None)
         self._plan: Plan | None = None
         self._heads: list[bytes] = []
-        self._keys: list[Key] = []
         self._gpu_uuids: list[str] = []
         self._hostname: str | None = None
         self._not_recorded: Mapping[str, int] = {}
+        self._unconvertible: Mapping[tuple[str, LabelSet], tuple[int, str]] = {}
         self._digest = b""
 
     def build(self, page: Page, turn: Turn) -> Scrape:
@@ -69,7 +68,7 @@ class RecordBuilder:
         if digest != self._digest:
             self._digest = digest
             self.changed_at_ms = turn.collected_at_ms
-        unconvertible = self._unconvertible(page)
+        unconvertible = self._unconvertible_of(page)
         careful = plan.suspects(tokens, values, page.text) if page.plain else set(range(len(plan.records)))
         careful.update(unconvertible)
         rejected: dict[tuple[str, str], int] = {}
@@ -97,28 +96,24 @@ class RecordBuilder:
         described_by = hostname, datacenter
         if self._plan is not None and page.shape is self._shape and described_by == self._described_by:
             return
-        planned = yield from plan_page(page.layouts)
+        planned = yield from plan_page(page.layouts, page.bad_values)
         self._plan = planned.plan
         self._heads = [head(owner, hostname, datacenter) for owner in planned.owners]
-        self._keys = [(owner.gpu_uuid, owner.mig_instance) for owner in planned.owners]
         self._gpu_uuids = planned.gpu_uuids
         self._hostname = next((owner.hostname for owner in planned.owners if owner.hostname), None)
         self._not_recorded = planned.not_recorded
+        self._unconvertible = planned.unconvertible
         self._shape = page.shape
         self._described_by = described_by
 
-    def _unconvertible(self, page: Page) -> dict[int, Unbelieved]:
+    def _unconvertible_of(self, page: Page) -> dict[int, Unbelieved]:
         """What goes to `rejected` of which record because its text is no number."""
         found: dict[int, Unbelieved] = {}
-        rows: dict[LabelSet, Row | str] = {}
         for name, labels, token in page.bad_values:
-            row = rows.get(labels)
-            if row is None:
-                row = rows[labels] = row_of(labels.labels)
-            measure = measure_of(name, "untyped")
-            if isinstance(row, Row) and measure is not None and (row.gpu_uuid, row.mig_instance) in self._keys:
-                record = self._keys.index((row.gpu_uuid, row.mig_instance))
-                found.setdefault(record, {})[measure.name] = {"value": token, "reason": UNCONVERTIBLE}
+            place = self._unconvertible.get((name, labels))
+            if place is not None:
+                record, known_as = place
+                found.setdefault(record, {})[known_as] = {"value": token, "reason": UNCONVERTIBLE}
         return found
 
     def _closing(self, turn: Turn, *, gpu_records: int, gpu_uuids: list[str]) -> bytes:

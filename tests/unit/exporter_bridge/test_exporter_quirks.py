@@ -1,6 +1,7 @@
 """Every way in which dcgm-exporter's page is known to lie or break, one test each."""
 
 import gc
+import itertools
 import random
 import weakref
 from pathlib import Path
@@ -14,6 +15,7 @@ from gpu_telemetry.records import DropCount, LabelledValue, Rejected, ScrapeReco
 
 PAGES = Path(__file__).parents[2] / "data" / "pages"
 TEMPERATURE = "DCGM_FI_DEV_GPU_TEMP"
+UNCONVERTED = "ERROR - FAILED TO CONVERT TO STRING"
 
 
 def turn(seq=1):
@@ -111,10 +113,10 @@ def test_the_sentinels_of_an_old_page_cost_those_values_alone():
 
 
 def test_a_value_printed_as_text_costs_that_line_and_is_named_in_the_record():
-    text = "ERROR - FAILED TO CONVERT TO STRING"
-    page, scrape = read(block(TEMPERATURE, (gpu(0), "45"), (gpu(1), "46")) + block("DCGM_FI_DEV_X", (gpu(0), text)))
+    sound = block(TEMPERATURE, (gpu(0), "45"), (gpu(1), "46"))
+    page, scrape = read(sound + block("DCGM_FI_DEV_X", (gpu(0), UNCONVERTED)))
     first, second = (decode(message) for message in scrape.messages[:-1])
-    assert first.rejected == {"DCGM_FI_DEV_X": Rejected(text, "unconvertible")}
+    assert first.rejected == {"DCGM_FI_DEV_X": Rejected(UNCONVERTED, "unconvertible")}
     assert (first.temperature_celsius, second.temperature_celsius, second.rejected) == (45, 46, {})
     assert page.refused == {"bad_value": 1}
     assert scrape.rejected == {("DCGM_FI_DEV_X", "unconvertible"): 1}
@@ -361,6 +363,56 @@ def test_a_shared_gpu_is_one_record_with_several_workloads():
     ]
     assert record.gpu_utilization_percent == 97
     assert record.fields == {}
+
+
+POD_A, POD_B = ',namespace="n",pod="a"', ',namespace="n",pod="b"'
+
+
+@pytest.mark.parametrize(
+    "order", [*itertools.permutations(((gpu(0), 300), (gpu(0, POD_A), 100), (gpu(0, POD_B), 200)))]
+)
+def test_what_a_pod_uses_itself_is_not_what_the_gpu_uses_in_whatever_order_the_rows_come(order):
+    [record] = records_of(block("DCGM_FI_DEV_FB_USED", *order) + block("DCGM_FI_DEV_FB_FREE", (gpu(0), 700)))
+    assert (record.memory_used_mib, record.memory_used_percent, record.rejected) == (300, 30, {})
+    assert {workload.pod for workload in record.workloads} == {"a", "b"}
+
+
+def test_where_the_gpus_own_row_is_no_number_no_pods_share_takes_its_place():
+    rows = (gpu(0), UNCONVERTED), (gpu(0, POD_A), 100), (gpu(0, POD_B), 200)
+    sound = block("DCGM_FI_DEV_FB_USED", *((labels, 300) for labels, _ in rows))
+    free = block("DCGM_FI_DEV_FB_FREE", (gpu(0), 700))
+    for used in (rows, rows[:2]):
+        [record] = records_of(block("DCGM_FI_DEV_FB_USED", *used) + free)
+        assert (record.memory_used_mib, record.memory_free_mib, record.memory_total_mib) == (None, 700, None)
+        assert record.rejected == {"memory_used_mib": Rejected(UNCONVERTED, "unconvertible")}
+    # Each page of a node is judged by its own rows.
+    [record] = records_of(block("DCGM_FI_DEV_FB_USED", *rows) + free, sound + free)
+    assert (record.memory_used_mib, record.rejected) == (300, {})
+    [record] = records_of(sound + free, free + block("DCGM_FI_DEV_FB_USED", *rows))
+    assert (record.memory_used_mib, len(record.rejected)) == (None, 1)
+
+
+def test_a_pods_row_that_is_no_number_does_not_accuse_the_value_that_another_row_tells():
+    for sound in (gpu(0), gpu(0, POD_A)):
+        [record] = records_of(block("DCGM_FI_DEV_FB_USED", (sound, 300), (gpu(0, POD_B), UNCONVERTED)))
+        assert record.memory_used_mib == 300
+        assert record.rejected == {"DCGM_FI_DEV_FB_USED": Rejected(UNCONVERTED, "unconvertible")}
+    [record] = records_of(
+        block("DCGM_FI_DEV_FB_USED", (gpu(0, POD_B), UNCONVERTED)) + block("DCGM_FI_DEV_FB_FREE", (gpu(0), 700))
+    )
+    assert record.rejected == {"memory_used_mib": Rejected(UNCONVERTED, "unconvertible")}
+
+
+@pytest.mark.parametrize(("text", "reason"), [("9223372036854775794", "sentinel"), (UNCONVERTED, "unconvertible")])
+def test_a_links_row_that_is_not_believed_does_not_accuse_the_gpus_own_value(text, reason):
+    name = "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL"
+    links = block(name, ('nvlink="1",gpu="0",gpu_uuid="GPU-0"', 5), ('nvlink="2",gpu="0",gpu_uuid="GPU-0"', text))
+    _, scrape = read(block(name, (gpu(0), 77), kind="counter") + links)
+    record = decode(scrape.messages[0])
+    assert record.nvlink_bandwidth_total == 77
+    assert record.fields == {name: [LabelledValue({"nvlink": "1"}, 5)]}
+    assert record.rejected == {name: Rejected(text, reason)}
+    assert scrape.rejected == {(name, reason): 1}
 
 
 def test_rows_for_each_hpc_job_are_one_value_and_never_summed():

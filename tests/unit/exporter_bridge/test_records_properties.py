@@ -77,10 +77,12 @@ def histories(draw):
                 if (name, number) in absent:
                     continue
                 token = draw(tokens if (name, number) in strange else values)
+                # Rows of workloads usually repeat the GPU's value; some tell what each has of it.
+                by_row = draw(st.booleans())
                 for xid in ("31", "43") if name == "DCGM_EXP_XID_ERRORS_COUNT" else ("",):
                     own = f',window_size_in_ms="300000",xid="{xid}"' if xid else ""
                     for attribute in attributes:
-                        block += f"{name}{{{identity}{own}{attribute}}} {token}\n"
+                        block += f"{name}{{{identity}{own}{attribute}}} {draw(tokens) if by_row else token}\n"
             blocks.append(block)
         history.append("".join(blocks))
     return history
@@ -123,19 +125,38 @@ def plainly(page, turn):
             labels = label_set.labels
             record = made.setdefault(
                 (labels["UUID"], labels.get("GPU_I_ID")),
-                {"labels": labels, "workloads": set(), "values": {}, "fields": {}, "rejected": {}},
+                {"labels": labels, "workloads": set(), "plain": {}, "values": {}, "fields": {}, "rejected": {}},
             )
-            if workload := workload_of(labels):
+            workload = workload_of(labels)
+            if workload:
                 record["workloads"].add(workload)
             own = {key: labels[key] for key in ("window_size_in_ms", "xid") if key in labels}
-            record["fields" if own or name in OTHERS else "values"].setdefault(name, []).append(
-                (own, judged(name, layout.family.type, token.partition(" ")[0]))
-            )
-    for name, labels, token in page.bad_values:
-        record = made.get((labels.labels["UUID"], labels.labels.get("GPU_I_ID")))
-        if record:
-            record["rejected"][our_name(name)] = Rejected(token, "unconvertible")
+            value = judged(name, layout.family.type, token.partition(" ")[0])
+            if own:
+                record["fields"].setdefault(name, []).append((own, value))
+            else:
+                record["plain"].setdefault(name, []).append((workload, value))
+    refused = {}
+    for name, label_set, token in page.bad_values:
+        labels = label_set.labels
+        refused.setdefault((labels["UUID"], labels.get("GPU_I_ID")), []).append((name, labels, token))
+    for key, record in made.items():
+        choose(record, refused.get(key, []))
     return sorted((assembled(record, turn) for record in made.values()), key=order)
+
+
+def choose(record, refused):
+    """Of the rows of a field that differ by workload alone take the one that tells it; name the refused rows."""
+    own_refused = {name for name, labels, _ in refused if "xid" not in labels and workload_of(labels) is None}
+    for name, rows in record["plain"].items():
+        of_gpu = [value for workload, value in rows if workload is None]
+        chosen = of_gpu or ([] if name in own_refused else [value for _, value in rows])
+        if chosen:
+            record["fields" if name in OTHERS else "values"].setdefault(name, []).append(({}, chosen[0]))
+    told = {our_name(name) for name in record["values"]}
+    for name, labels, token in refused:
+        ours = name if "xid" in labels or our_name(name) in told else our_name(name)
+        record["rejected"][ours] = Rejected(token, "unconvertible")
 
 
 def our_name(name):
