@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 AnySettings = TypeVar("AnySettings", bound="Settings")
@@ -41,11 +42,13 @@ class Settings(BaseSettings):
         try:
             return cls(**{name: value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
-            lines = [
-                f"{cls.variable(str(problem['loc'][0])) if problem['loc'] else cls.__name__}: {problem['msg']}"
-                for problem in error.errors(include_url=False, include_input=False)
-            ]
-            raise SettingsError("\n".join(lines)) from None
+            problems = error.errors(include_url=False, include_input=False)
+            raise SettingsError("\n".join(map(cls._told, problems))) from None
+
+    @classmethod
+    def _told(cls, problem: ErrorDetails) -> str:
+        name = cls.variable(str(problem["loc"][0])) if problem["loc"] else cls.__name__
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _valid_address(text: str) -> str:

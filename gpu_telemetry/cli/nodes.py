@@ -18,7 +18,7 @@ from gpu_telemetry.kafka import TopicError, producer_configuration, verify_topic
 from gpu_telemetry.local.directory import DEFAULT, DataDirectory
 from gpu_telemetry.local.stack import database_of
 from gpu_telemetry.records import MAX_IDENTIFIER_LENGTH, SCHEMA_VERSION, ScrapeRecord, encode
-from gpu_telemetry.settings import DatabaseSettings, KafkaSettings, SettingsError
+from gpu_telemetry.settings import DatabaseSettings, KafkaSettings
 
 # The newest of a node's records, whether or not the closing record of its turn came.
 _NODE = b"""
@@ -110,12 +110,7 @@ def _fail(why: str) -> NoReturn:
 
 
 def _node(settings: DatabaseSettings, node_id: str) -> _Node | None:
-    try:
-        connection = database.connect(settings, "gpu-telemetry nodes remove")
-    except psycopg.ProgrammingError:
-        # Its own text may hold the password.
-        raise SettingsError("DATABASE_URL: expected a libpq URL or connection string") from None
-    with connection:
+    with database.connect(settings, "gpu-telemetry nodes remove") as connection:
         row = connection.execute(_NODE, [node_id]).fetchone()
     return None if row is None else _Node(*row)
 

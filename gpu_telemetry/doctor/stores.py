@@ -58,13 +58,6 @@ def database_findings(settings: DatabaseSettings, clock: Clock) -> Iterator[Find
 
 
 def _not_reached(error: psycopg.Error) -> Finding:
-    if isinstance(error, psycopg.ProgrammingError):
-        # Its own text may hold the password.
-        return wrong(
-            "database",
-            "DATABASE_URL is neither a libpq URL nor a connection string",
-            "set it as in postgresql://telemetry@host:5432/gpu_telemetry",
-        )
     return wrong(
         "database",
         f"cannot be reached: {_line(error)}",

@@ -148,7 +148,8 @@ def test_a_database_url_that_is_none_is_said_without_what_may_be_secret_in_it(re
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@h/d?no=such")
     result = remove("node-1")
     assert isinstance(result.exception, SettingsError)
-    assert str(result.exception) == "DATABASE_URL: expected a libpq URL or connection string"
+    assert str(result.exception).startswith("DATABASE_URL: expected a libpq URL or connection string")
+    assert "secret" not in str(result.exception)
 
 
 def test_while_a_stack_runs_its_own_servers_are_meant(

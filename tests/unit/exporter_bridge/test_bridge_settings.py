@@ -19,9 +19,9 @@ def test_a_time_out_that_is_given_stands():
     ("variable", "value", "expected"),
     [
         ("BRIDGE_INTERVAL_SECONDS", "often", "BRIDGE_INTERVAL_SECONDS: Input should be a valid number"),
-        ("BRIDGE_SHARD", "2/2", "BRIDGE_SHARD: Value error, expected INDEX/COUNT with INDEX from 0 and below COUNT"),
-        ("BRIDGE_LISTEN", "9500", "BRIDGE_LISTEN: Value error, expected HOST:PORT, got '9500'"),
-        ("BRIDGE_HTTP_SD_URL", "emulator:9400", "BRIDGE_HTTP_SD_URL: Value error, expected an http:// or https:// URL"),
+        ("BRIDGE_SHARD", "2/2", "BRIDGE_SHARD: expected INDEX/COUNT with INDEX from 0 and below COUNT"),
+        ("BRIDGE_LISTEN", "9500", "BRIDGE_LISTEN: expected HOST:PORT, got '9500'"),
+        ("BRIDGE_HTTP_SD_URL", "emulator:9400", "BRIDGE_HTTP_SD_URL: expected an http:// or https:// URL"),
         ("BRIDGE_HTTP_SD_URL", "http://me:s3cret@sd/", "user and password may not stand in it"),
         ("BRIDGE_TIMEOUT_SECONDS", "31", "BRIDGE_TIMEOUT_SECONDS may not be longer than BRIDGE_INTERVAL_SECONDS"),
         ("BRIDGE_QUEUE_SCRAPES", "0", "BRIDGE_QUEUE_SCRAPES: Input should be greater than or equal to 1"),

@@ -64,7 +64,7 @@ def test_a_file_without_a_password_is_refused_by_name(monkeypatch, tmp_path, con
     assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:se cret@h/db", "host=h secret"])
+@pytest.mark.parametrize("url", ["postgresql://u:se cret@h/db", "postgresql://u:secret@h/d?no=such", "host=h secret"])
 def test_a_database_that_libpq_does_not_understand_is_refused_without_telling_it(monkeypatch, url):
     monkeypatch.setenv("DATABASE_URL", url)
     with pytest.raises(SettingsError, match=r"DATABASE_URL: .*expected a libpq URL or connection string") as refused:
