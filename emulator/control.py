@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 _LONGEST_KEY: Final = 512
+_MOST_DIGITS_OF_AN_INDEX: Final = 9
 
 
 class GpuAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -165,8 +166,9 @@ def _fault_request(given: dict[str, Any]) -> tuple[str, GpuAddress, dict[str, An
 def _from_query(request: web.Request) -> dict[str, Any]:
     given: dict[str, Any] = dict(request.query)
     for name in ("gpu", "gpu_index"):
-        if str(given.get(name, "")).isdecimal():
-            given[name] = int(given[name])
+        text = str(given.get(name, ""))
+        if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS_OF_AN_INDEX:
+            given[name] = int(text)
     return given
 
 

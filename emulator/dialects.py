@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from emulator.families import THROTTLE_REASONS
+from emulator.families import THROTTLE_REASONS, XID_COUNT
 
 # What exporter 1.x, a shell script over `dcgmi dmon`, called its families; it had no others.
 _NAMES_OF_1X: Final = {
@@ -52,6 +52,8 @@ class Dialect:
     # Whether a GPU without a pod has the pod labels, empty.
     empty_pod_labels: bool = True
     hostname_label: str = "Hostname"
+    # What is no GPU may have rows: NVLinks, NVSwitches, CPUs.
+    other_entities: bool = False
     # Rows of NVLinks name their GPU; before, links were known by their NVSwitch.
     links_name_gpu: bool = False
     # Where pods share a GPU, one without a pod keeps its rows, and use is told for the GPU and then for each pod.
@@ -78,8 +80,12 @@ _V1_7: Final = Dialect(
     driver_version=None,
     decimals=3,
 )
-_V2_4: Final = Dialect(first_tag="2.4.7-2.6.11", lacks=frozenset(("DCGM_FI_DEV_FB_RESERVED",)), driver_version=None)
-_V3_3: Final = Dialect(first_tag="3.3.5-3.4.0")
+_V2_4: Final = Dialect(
+    first_tag="2.4.7-2.6.11",
+    lacks=frozenset(("DCGM_FI_DEV_FB_RESERVED", XID_COUNT.name)),
+    driver_version=None,
+)
+_V3_3: Final = Dialect(first_tag="3.3.5-3.4.0", other_entities=True)
 _V3_4: Final = replace(_V3_3, first_tag="3.3.6-3.4.2", xid_meaning=True)
 _V3_5: Final = replace(_V3_4, first_tag="3.3.7-3.5.0", pci_bus_id=True)
 _V4_4: Final = replace(

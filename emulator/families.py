@@ -118,7 +118,7 @@ def values(
     return (
         sm_clock,
         model.memory_clock_mhz,
-        round(temperature + 5 + 9 * dram) if model.has_memory_sensor else 0,
+        round(temperature + 5 + 9 * gpu.dram_load) if model.has_memory_sensor else 0,
         round(temperature),
         gpu.power_watts,
         gpu.energy_millijoules(now),

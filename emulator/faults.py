@@ -41,12 +41,16 @@ class FaultScope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A number that a fault can be told; None as default means that the GPU's model decides."""
+    """A number that a fault can be told; where `default` or `high` is None, the model's power limit decides.
+
+    `whole` says that it counts something, or is a code.
+    """
 
     default: float | None
     low: float
-    high: float
+    high: float | None
     help: str
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,9 @@ class FaultDescription:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
+# The most that a GPU can be told to draw, as a share of its power limit: no model gets warmer than 110 °C by it.
+_MOST_OF_POWER_LIMIT: Final = 1.5
+
 _GPU = FaultScope.GPU
 _NODE = FaultScope.NODE
 
@@ -66,12 +73,12 @@ FAULTS: Final[Mapping[FaultKind, FaultDescription]] = {
         _GPU,
         "The GPU's cooling fails: under load it climbs within 20 to 40 s to where the hardware's slowdown holds it, and"
         " cools by itself when its job is gone. An idle GPU gets a job at once.",
-        {"celsius": Parameter(97.6, 60, 120, "The temperature at which the slowdown holds it.")},
+        {"celsius": Parameter(97.6, 60, 120, "Where the slowdown holds it, unless its load alone makes it warmer.")},
     ),
     FaultKind.POWER: FaultDescription(
         _GPU,
         "The GPU draws more than its power limit.",
-        {"watts": Parameter(None, 1, 5000, "Its draw; 115 % of the model's limit if not given.")},
+        {"watts": Parameter(None, 1, None, "Its draw, up to 150 % of the model's limit; 115 % of it if not given.")},
     ),
     FaultKind.MEMORY_FULL: FaultDescription(
         _GPU,
@@ -80,10 +87,13 @@ FAULTS: Final[Mapping[FaultKind, FaultDescription]] = {
     ),
     FaultKind.XID: FaultDescription(
         _GPU,
-        "The XID gauge shows a code and keeps it, as the driver does, until the fault is cleared.",
+        "The XID gauge shows a code and keeps it, as the driver does, until the fault is cleared or the driver reloaded"
+        " (counter_reset).",
         {
-            "code": Parameter(79, 1, 10000, "The XID."),
-            "count": Parameter(1, 1, 1000, "How often it came so far; more than before makes it come again now."),
+            "code": Parameter(79, 1, 10000, "The XID.", whole=True),
+            "count": Parameter(
+                1, 1, 1000, "How often it came so far; more than before makes it come again now.", whole=True
+            ),
         },
     ),
     FaultKind.GPU_LOST: FaultDescription(_GPU, "The GPU's rows vanish from the page."),
@@ -105,10 +115,12 @@ FAULTS: Final[Mapping[FaultKind, FaultDescription]] = {
     FaultKind.GARBAGE_LINE: FaultDescription(
         _NODE,
         "Malformed lines stand between the rows.",
-        {"lines": Parameter(1, 1, 1000, "How many on each page.")},
+        {"lines": Parameter(1, 1, 1000, "How many on each page.", whole=True)},
     ),
     FaultKind.COUNTER_RESET: FaultDescription(
-        _NODE, "The driver was reloaded: at the moment it is set, the node's counters begin again at 0."
+        _NODE,
+        "The driver was reloaded: at the moment it is set, what it counts since its start begins again at 0, and XIDs"
+        " are gone, their faults too; what a GPU keeps over its life stays.",
     ),
     FaultKind.FROZEN: FaultDescription(_NODE, "The values stop changing while the health check says OK."),
     FaultKind.HTTP_500: FaultDescription(_NODE, "The page is answered with status 500."),
@@ -151,11 +163,13 @@ def kind_named(name: str) -> FaultKind:
         raise UnusableFault(f"unknown fault kind {name!r}; accepted: {', '.join(FaultKind)}") from None
 
 
-def checked_parameters(kind: FaultKind, given: Mapping[str, object]) -> dict[str, float]:
+def checked_parameters(kind: FaultKind, given: Mapping[str, object], power_limit_watts: float) -> dict[str, float]:
     """The parameters of a fault, defaults filled in; one whose default is the model's is left out.
 
+    `power_limit_watts` is that of the GPUs which it may strike.
+
     Raises:
-        UnusableFault: one is unknown, no number, or out of its range.
+        UnusableFault: one is unknown, no number of its kind, or out of its range.
     """
     known = FAULTS[kind].parameters
     for name in given:
@@ -166,14 +180,18 @@ def checked_parameters(kind: FaultKind, given: Mapping[str, object]) -> dict[str
     for name, parameter in known.items():
         value = given.get(name, parameter.default)
         if value is not None:
-            values[name] = _checked(kind, name, parameter, value)
+            high = _MOST_OF_POWER_LIMIT * power_limit_watts if parameter.high is None else parameter.high
+            values[name] = _checked(kind, name, parameter, high, value)
     return values
 
 
-def _checked(kind: FaultKind, name: str, parameter: Parameter, value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and parameter.low <= value <= parameter.high:
-        return value
+def _checked(kind: FaultKind, name: str, parameter: Parameter, high: float, value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and parameter.low <= value <= high:
+        if not parameter.whole:
+            return value
+        if value == int(value):
+            return int(value)
+    number = "a whole number" if parameter.whole else "a number"
     raise UnusableFault(
-        f"parameter {name!r} of fault {kind}: expected a number from {parameter.low:g} to {parameter.high:g}, "
-        f"got {value!r}"
+        f"parameter {name!r} of fault {kind}: expected {number} from {parameter.low:g} to {high:g}, got {value!r}"
     )

@@ -95,7 +95,8 @@ class Fleet:
             UnusableFault: a GPU is missing or one too many, or a parameter is wrong.
         """
         node, gpu_index = self._struck(kind, node_id, which)
-        fault = Fault(kind, node_id, gpu_index, checked_parameters(kind, parameters), rfc3339(self._clock.now()))
+        checked = checked_parameters(kind, parameters, node.gpus[0].model.tdp_watts)
+        fault = Fault(kind, node_id, gpu_index, checked, rfc3339(self._clock.now()))
         is_new = node.set_fault(fault, self.now())
         return node.faults[kind, gpu_index], is_new
 

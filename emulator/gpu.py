@@ -82,6 +82,8 @@ class Gpu:
         self.clock_ratio = 0.0
         self.throttle_reasons = _THROTTLE_IDLE
         self.load = 0.0
+        # How busy its memory is, whatever part of it a MIG instance has.
+        self.dram_load = 0.0
         self._resistance = model.kelvin_per_watt * source.uniform(0.96, 1.04)
         self._failed_resistance = self._resistance
         self._sbe_per_second = source.choice((0.0, 0.0, 0.0, 1 / 1800))
@@ -94,7 +96,7 @@ class Gpu:
         self._nvlink_mib = source.uniform(0, 1e9) if model.nvlinks else 0.0
         self._replays = 0.0
         self._sbe_volatile = float(source.choice((0, 0, 1, 3)))
-        self._sbe_before_boot = source.choice((0, 2, 11))
+        self._sbe_before_load = source.choice((0, 2, 11))
 
     @property
     def split(self) -> bool:
@@ -134,11 +136,12 @@ class Gpu:
 
     def retune(self, now: float, inlet_celsius: float, noise: float) -> None:
         """Set what drives the GPU from `now` on; `settle` must have been called. `noise` is in -1..1."""
-        load = 0.0
+        load = dram_load = 0.0
         for slot in self.slots:
             slot.utilisation = 0.0 if slot.job is None else slot.job.utilisation(now, noise)
             load += slot.share * slot.utilisation
-        self.load = load
+            dram_load += 0.0 if slot.job is None else slot.share * slot.utilisation * slot.job.dram
+        self.load, self.dram_load = load, dram_load
         model = self.model
         watts = model.idle_watts * (1 + 0.01 * noise)
         if load:
@@ -158,7 +161,8 @@ class Gpu:
 
     def _overheat(self, fault: Fault, watts: float, inlet_celsius: float, noise: float) -> float:
         """Failed cooling: steer for the ceiling, and give back the draw that the slowdown leaves there."""
-        ceiling = fault.parameters["celsius"]
+        # No lower than what this draw makes of a GPU in order: a fault never cools.
+        ceiling = max(fault.parameters["celsius"], inlet_celsius + self._resistance * watts)
         self._ceiling = ceiling + 0.2 * noise
         if self.jobs:
             # As bad as this load needs, so that a light job overheats as surely as a heavy one.
@@ -184,15 +188,21 @@ class Gpu:
             self.throttle_reasons |= _THROTTLE_POWER_CAP
 
     def reset_counters(self, now: float) -> None:
-        """The driver was reloaded: what it counts since its start begins again at 0, the sticky XID is gone."""
+        """The driver was reloaded: what it counts since its start begins again at 0, the sticky XID is gone.
+
+        What the GPU itself keeps over its life stays.
+        """
         self.settle(now)
+        self._sbe_before_load += int(self._sbe_volatile)
         self._energy_joules = self._nvlink_mib = self._replays = self._sbe_volatile = 0.0
         self.xid = XidErrors()
 
     def temperature(self, now: float) -> float:
         """Core temperature in °C at a time not before the last `retune`."""
         decay = math.exp((self._since - now) / THERMAL_SECONDS)
-        return min(self._ceiling, self._heading_for + (self._temperature - self._heading_for) * decay)
+        celsius = self._heading_for + (self._temperature - self._heading_for) * decay
+        # One that was above the ceiling already cools down to it no faster than any other.
+        return min(max(self._ceiling, self._temperature), celsius)
 
     def energy_millijoules(self, now: float) -> int:
         """Energy since the driver was loaded."""
@@ -212,7 +222,7 @@ class Gpu:
 
     def sbe_aggregate(self, now: float) -> int:
         """Corrected ECC errors over the GPU's life."""
-        return self._sbe_before_boot + self.sbe_volatile(now)
+        return self._sbe_before_load + self.sbe_volatile(now)
 
 
 def _slots(model: GpuModel, *, mig: bool) -> list[Slot]:

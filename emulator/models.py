@@ -99,7 +99,6 @@ MODELS: Final[dict[str, GpuModel]] = {
             MigSlice("2g.10gb", 5, 2, 9856),
         ),
     ),
-    # 350 W, yet a sustained draw below 330 W: the shipped power rule has no row of its own for this model.
     "l40s": GpuModel(
         name="NVIDIA L40S",
         tdp_watts=350,

@@ -125,6 +125,7 @@ class Node:
         self.layout_version += 1
         if fault.kind is FaultKind.COUNTER_RESET:
             for gpu in self.gpus:
+                self.clear_fault(FaultKind.XID, gpu.index, now)
                 gpu.reset_counters(now)
         if fault.gpu_index is not None:
             self._strike(self.gpus[fault.gpu_index], fault, before, now)

@@ -57,7 +57,8 @@ class PageWriter:
             and (not family.group or family.group in exporter.optional_groups)
             and (name := exporter.dialect.name_of(family.name)) is not None
         ]
-        self._counts_xids = XID_COUNT.group in exporter.optional_groups and exporter.dialect.names is None
+        counts_xids = exporter.dialect.name_of(XID_COUNT.name) is not None
+        self._counts_xids = XID_COUNT.group in exporter.optional_groups and counts_xids
         self._built_for = -1
         self._scrapes = 0
         self._rows: list[_Row] = []
@@ -142,7 +143,7 @@ class PageWriter:
         )
 
     def _links_of(self, gpu: Gpu) -> int:
-        return min(self._exporter.nvlink_rows, gpu.model.nvlinks) if self._exporter.dialect.names is None else 0
+        return min(self._exporter.nvlink_rows, gpu.model.nvlinks) if self._exporter.dialect.other_entities else 0
 
     @property
     def _licensed(self) -> bool:
@@ -153,16 +154,11 @@ class PageWriter:
         node, exporter = self._node, self._exporter
         self._built_for = node.layout_version
         present = [gpu for gpu in node.gpus if not gpu.lost]
-        self._rows = [
-            (gpu, slot, tenant)
-            for gpu in present
-            for slot in gpu.slots
-            for tenant in self._tenants(gpu, slot)
-            for _ in range(2 if FaultKind.DUPLICATE_ROWS in gpu.faults else 1)
-        ]
+        rows = [(gpu, slot, tenant) for gpu in present for slot in gpu.slots for tenant in self._tenants(gpu, slot)]
+        self._rows = [row for row in rows for _ in range(_copies(row))]
         usual = [labels.gpu_row(exporter, *row) for row in self._rows]
         of_xids = [labels.gpu_row(exporter, *row, xid_row=True) for row in self._rows]
-        self._pod_rows = list(_told_by_pod(self._rows))
+        self._pod_rows = [(row, share) for row, share in _told_by_pod(rows) for _ in range(_copies(row))]
         of_pods = [labels.gpu_row(exporter, *row) for row, _ in self._pod_rows]
         self._templates = []
         for number, family, name in self._columns:
@@ -209,6 +205,11 @@ class PageWriter:
                 text = labels.xid_count_row(self._exporter, gpu, slot, tenant, None)
                 lines.append(f"{XID_COUNT.name}{{{text}}} 0\n")
         return "".join(lines)
+
+
+def _copies(row: _Row) -> int:
+    """How often a row stands on the page."""
+    return 2 if FaultKind.DUPLICATE_ROWS in row[0].faults else 1
 
 
 def _told_by_pod(rows: list[_Row]) -> Iterator[tuple[_Row, float]]:

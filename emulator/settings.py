@@ -113,11 +113,13 @@ class EmulatorSettings(Settings):
         0,
         ge=0,
         le=18,
-        description="NVLink rows of each GPU that has NVLinks, as a second block of their family.",
+        description="NVLink rows of each GPU that has NVLinks, as a second block of their family; no release before "
+        "3.3 has.",
     )
     optional_fields: Annotated[str, AfterValidator(_valid_groups)] = Field(
         "",
-        description="Fields that are off by default, comma-separated: ecc, throttle_reasons, xid_count.",
+        description="Fields that are off by default, comma-separated: ecc, throttle_reasons, xid_count; those that its "
+        "release has.",
     )
 
     entities: Annotated[str, AfterValidator(_valid_entities)] = Field(
@@ -166,7 +168,7 @@ class EmulatorSettings(Settings):
             old_spelling=self.old_spelling or dialect.old_spelling,
             optional_groups=frozenset(_words(self.optional_fields)),
             nvlink_rows=self.nvlink_rows,
-            entities=frozenset(_words(self.entities)) if dialect.driver_version else frozenset(),
+            entities=frozenset(_words(self.entities)) if dialect.other_entities else frozenset(),
             collection_seconds=self.collection_seconds,
         )
 

@@ -63,9 +63,15 @@ def test_exporter_2_4_knows_neither_bus_ids_nor_meanings_of_xids_nor_reserved_me
 
 def test_no_release_before_3_3_has_rows_of_other_entities_or_links(rows):
     for dialect in ("1.7", "2.4"):
-        found = rows(dialect=dialect, entities="nvswitch,cpu,cpu_core")
-        assert all("gpu" in row.labels for row in found)
-    assert not [row for row in rows(dialect="1.7", nvlink_rows=4) if "nvlink" in row.labels]
+        found = rows(dialect=dialect, entities="nvswitch,cpu,cpu_core", nvlink_rows=4)
+        assert found
+        assert all("gpu" in row.labels and "nvlink" not in row.labels for row in found)
+
+
+def test_no_release_before_3_3_counts_xids(rows):
+    for dialect, counts in (("1.7", False), ("2.4", False), ("3.3", True)):
+        names = {row.name for row in rows(dialect=dialect, optional_fields="xid_count")}
+        assert ("DCGM_EXP_XID_ERRORS_COUNT" in names) is counts
 
 
 @pytest.mark.parametrize(("dialect", "label"), [("3.3", "Hostname"), ("4.5", "Hostname"), ("4.6", "hostname")])

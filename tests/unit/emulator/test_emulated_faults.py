@@ -1,12 +1,15 @@
 """Each fault by its name: what it does to the page, whom it leaves alone, and that clearing it ends it."""
 
 import math
+from collections import Counter
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from emulator.attribution import Attribution
 from emulator.faults import FAULTS, FaultKind, FaultScope, UnusableFault
 from emulator.fleet import NotInFleet
+from emulator.models import MODELS
 from emulator.page import CONVERSION_ERROR
 from gpu_telemetry.fields import FIELD_BY_DCGM_NAME, SENTINELS
 
@@ -49,6 +52,22 @@ def test_power_can_be_told_the_watts(struck):
     assert float(struck(FaultKind.POWER, {"watts": 345})["DCGM_FI_DEV_POWER_USAGE"]) == pytest.approx(345, rel=0.01)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_the_most_that_power_can_be_told_leaves_a_gpu_that_can_be(new_fleet, clock, rows_of, model):
+    fleet = new_fleet(models=model, gpus=8)
+    limit = MODELS[model].tdp_watts
+    with pytest.raises(UnusableFault, match=f"expected a number from 1 to {1.5 * limit:g}, got {1.5 * limit + 1:g}"):
+        fleet.set_fault(FaultKind.POWER, "node-1", GPU, {"watts": 1.5 * limit + 1})
+    for gpu in range(8):
+        fleet.set_fault(FaultKind.POWER, "node-1", gpu, {"watts": 1.5 * limit})
+    clock.advance(3600)
+    for row in rows_of(fleet.page("node-1")):
+        field = FIELD_BY_DCGM_NAME.get(row.name)
+        assert field is None or field.low <= float(row.value) * field.multiply_by <= field.high, row
+        if row.name == "DCGM_FI_DEV_GPU_TEMP":
+            assert 90 < int(row.value) < 110
+
+
 def test_memory_full_shows_more_than_95_percent_used(struck):
     found = struck(FaultKind.MEMORY_FULL)
     used, free = int(found["DCGM_FI_DEV_FB_USED"]), int(found["DCGM_FI_DEV_FB_FREE"])
@@ -83,6 +102,20 @@ def test_an_xid_stays_while_its_count_leaves_the_window(new_fleet, clock, rows_o
     assert shown() == ("43", {None: "0"})
     fleet.clear_fault(FaultKind.XID, "node-1", GPU)
     assert shown() == ("0", {None: "0"})
+
+
+def test_a_counter_reset_ends_xids_and_their_faults_for_the_driver_was_reloaded(new_fleet, rows_of):
+    fleet = new_fleet()
+    fleet.set_fault(FaultKind.XID, "node-1", GPU, {})
+    elsewhere, _ = fleet.set_fault(FaultKind.XID, "node-2", GPU, {})
+    other_kind, _ = fleet.set_fault(FaultKind.MEMORY_FULL, "node-1", GPU, {})
+    reset, _ = fleet.set_fault(FaultKind.COUNTER_RESET, "node-1", None, {})
+    assert fleet.faults() == [other_kind, reset, elsewhere]
+    assert list(fleet.nodes["node-1"].gpus[GPU].faults) == [FaultKind.MEMORY_FULL]
+    assert values_by_family(rows_of(fleet.page("node-1")))["DCGM_FI_DEV_XID_ERRORS"] == "0"
+    _, is_new = fleet.set_fault(FaultKind.XID, "node-1", GPU, {})
+    assert is_new
+    assert values_by_family(rows_of(fleet.page("node-1")))["DCGM_FI_DEV_XID_ERRORS"] == "79"
 
 
 def test_gpu_lost_takes_its_rows_off_the_page_and_clearing_brings_them_back(new_fleet, rows_of):
@@ -149,6 +182,23 @@ def test_duplicate_rows_stand_twice_with_the_same_labels_and_value(new_fleet):
     assert all(f'{{gpu="{GPU}"' in line for line in twice)
 
 
+@pytest.mark.parametrize("attribution", Attribution)
+@pytest.mark.parametrize("dialect", ["3.3", "4.5"])
+@pytest.mark.parametrize("mig_nodes", [0, 1])
+def test_duplicate_rows_are_equal_whomever_the_rows_name(new_fleet, attribution, dialect, mig_nodes):
+    fleet = new_fleet(nodes=1, attribution=attribution, dialect=dialect, mig_nodes=mig_nodes)
+    gpu = next(gpu.index for gpu in fleet.nodes["node-1"].gpus if gpu.jobs)
+
+    def rows():
+        return Counter(line for line in fleet.page("node-1").decode().splitlines() if f'{{gpu="{gpu}"' in line)
+
+    series = {line.rpartition(" ")[0] for line in rows()}
+    fleet.set_fault(FaultKind.DUPLICATE_ROWS, "node-1", gpu, {})
+    assert {line.rpartition(" ")[0] for line in rows()} == series
+    assert len(rows()) == len(series)
+    assert set(rows().values()) == {2}
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_garbage_lines_stand_between_rows_that_are_all_still_there(new_fleet, count):
     fleet = new_fleet()
@@ -176,6 +226,25 @@ def test_counter_reset_begins_every_counter_of_the_node_again(new_fleet, clock, 
     assert values_by_family(rows_of(fleet.page("node-2"))) == elsewhere
     clock.advance(10)
     assert 0 < int(values_by_family(rows_of(fleet.page("node-1")))[energy]) < 1e7
+
+
+def test_counter_reset_leaves_what_a_gpu_keeps_over_its_life(new_fleet, clock, rows_of):
+    fleet = new_fleet(optional_fields="ecc")
+    clock.advance(36000)
+
+    def shown(kind):
+        name = f"DCGM_FI_DEV_ECC_SBE_{kind}_TOTAL"
+        return {row.labels["gpu"]: int(row.value) for row in rows_of(fleet.page("node-1")) if row.name == name}
+
+    before, volatile = shown("AGG"), shown("VOL")
+    assert max(volatile.values()) > 0
+    fleet.set_fault(FaultKind.COUNTER_RESET, "node-1", None, {})
+    assert shown("AGG") == before
+    assert set(shown("VOL").values()) == {0}
+    clock.advance(36000)
+    since = shown("VOL")
+    assert max(since.values()) > 0
+    assert shown("AGG") == {gpu: before[gpu] + since[gpu] for gpu in before}
 
 
 def test_a_frozen_page_changes_nothing_but_the_order_of_its_blocks(new_fleet, clock):
@@ -251,10 +320,15 @@ def test_a_fault_of_a_gpu_needs_one(new_fleet, kind):
         new_fleet().set_fault(kind, "node-1", None, {})
 
 
-@pytest.mark.parametrize("value", [0, 10001, math.nan, math.inf, True, "79", [79]])
+@pytest.mark.parametrize("value", [0, 10001, 79.9, math.nan, math.inf, True, "79", [79]])
 def test_a_parameter_that_is_no_number_of_its_range_is_refused(new_fleet, value):
-    with pytest.raises(UnusableFault, match="expected a number from 1 to 10000"):
+    with pytest.raises(UnusableFault, match="expected a whole number from 1 to 10000"):
         new_fleet().set_fault(FaultKind.XID, "node-1", GPU, {"code": value})
+
+
+def test_a_whole_number_written_with_decimals_is_a_whole_number(new_fleet):
+    fault, _ = new_fleet().set_fault(FaultKind.XID, "node-1", GPU, {"code": 48.0, "count": 2.0})
+    assert {name: repr(value) for name, value in fault.parameters.items()} == {"code": "48", "count": "2"}
 
 
 def test_an_unknown_parameter_is_refused_with_those_that_are_known(new_fleet):

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from emulator.dialects import DIALECTS
 from emulator.families import FAMILIES
 from emulator.faults import FaultKind
-from gpu_telemetry.fields import FIELD_BY_DCGM_NAME, SENTINELS, Behaviour
+from gpu_telemetry.fields import FIELD_BY_DCGM_NAME, SENTINELS, Behaviour, Scope
 
 DEFAULT = [family for family in FAMILIES if not family.group]
 POD = ["container", "namespace", "pod"]
@@ -134,10 +134,11 @@ def test_a_split_gpu_has_instance_rows_only_and_repeats_whole_gpu_values(new_fle
     assert all(list(row.labels)[5:7] == ["GPU_I_PROFILE", "GPU_I_ID"] for row in of_first)
     instances = {(row.labels["GPU_I_PROFILE"], row.labels["GPU_I_ID"]) for row in of_first}
     assert instances == {("3g.40gb", "2"), ("2g.20gb", "3"), ("2g.20gb", "5")}
-    for name in ("DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_POWER_USAGE"):
-        values = [row.value for row in of_first if row.name == name]
-        assert len(values) == 3
-        assert len(set(values)) == 1
+    for name, field in FIELD_BY_DCGM_NAME.items():
+        of_name = [row for row in rows if row.name == name]
+        if field.scope is Scope.GPU and of_name:
+            assert len(of_name) == 3 * 8
+            assert len({(row.labels["gpu"], row.value) for row in of_name}) == 8, name
     memory = {row.labels["GPU_I_ID"]: int(row.value) for row in of_first if row.name == "DCGM_FI_DEV_FB_FREE"}
     assert memory["2"] < 40448
     assert not [row for row in rows if row.name == "DCGM_FI_DEV_GPU_UTIL"]

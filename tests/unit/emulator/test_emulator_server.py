@@ -106,6 +106,15 @@ def test_faults_are_set_listed_and_cleared(serve):
     assert client.get("/control/faults").json() == []
 
 
+@pytest.mark.parametrize("digits", ["9" * 9, "9" * 20, "9" * 5000, "\u0661"])
+def test_a_gpu_that_is_named_by_an_absurd_number_is_not_there(serve, digits):
+    client = serve()
+    key = {"kind": "xid", "node": "node-1"}
+    assert "indices 0 to 7" in problem(client.delete("/control/faults", params=key | {"gpu": digits}), 404)
+    other = client.delete("/control/faults", params=key | {"gpu_index": digits})
+    assert problem(other, 404 if digits == "9" * 9 else 422)
+
+
 def test_the_kinds_of_faults_are_described(serve):
     kinds = {one["kind"]: one["description"] for one in serve().get("/control/kinds").json()}
     assert kinds["overheat"]["scope"] == "gpu"
@@ -127,8 +136,10 @@ def test_the_kinds_of_faults_are_described(serve):
         ({"kind": "xid", "node": "node-1", "node_id": "node-1", "gpu": 1}, 422, "expected one of `node`"),
         ({"kind": "xid", "node": "node-1", "gpu": 1, "gpu_index": 1}, 422, "at most one of `gpu`"),
         ({"kind": "xid", "node": 1, "gpu": 1}, 422, "$.node"),
-        ({"kind": "xid", "node": "node-1", "gpu": 1, "code": "x"}, 422, "expected a number"),
+        ({"kind": "xid", "node": "node-1", "gpu": 1, "code": "x"}, 422, "expected a whole number"),
         ({"kind": "xid", "node": "node-1", "gpu": 1, "speed": 1}, 422, "accepted: code, count"),
+        ({"kind": "xid", "node": "node-1", "gpu": 1, "code": 79.9}, 422, "expected a whole number from 1 to 10000"),
+        ({"kind": "power", "node": "node-1", "gpu": 1, "watts": 5000}, 422, "expected a number from 1 to 1050"),
         ([1], 422, "expected a JSON object"),
     ],
 )

@@ -117,6 +117,37 @@ def test_the_temperature_at_which_it_is_held_can_be_chosen(new_fleet, clock):
     assert max(found) == 93
 
 
+def test_a_fault_never_cools(new_fleet, clock):
+    fleet, sound = new_fleet(), new_fleet()
+    index = max(fleet.node("node-1").gpus, key=lambda gpu: gpu.temperature(fleet.now())).index
+    warm = fleet.nodes["node-1"].gpus[index].temperature(fleet.now())
+    assert warm > 65
+    fleet.set_fault(OVERHEAT, "node-1", index, {"celsius": 60})
+    assert fleet.nodes["node-1"].gpus[index].temperature(fleet.now()) == warm
+    for _ in range(60):
+        clock.advance(5)
+        struck, other = (of.node("node-1").gpus[index].temperature(of.now()) for of in (fleet, sound))
+        assert struck > other - 1, "but for the noise of their loads"
+
+
+def test_a_gpu_that_is_warmer_than_where_it_would_be_held_cools_down_to_there_slowly(new_fleet, clock):
+    fleet = new_fleet()
+    node = fleet.node("node-1")
+    gpu = max(node.gpus, key=lambda gpu: gpu.load)
+    fleet.set_fault(FaultKind.POWER, "node-1", gpu.index, {"watts": 1000})
+    clock.advance(600)
+    fleet.node("node-1")
+    hot = gpu.temperature(fleet.now())
+    assert hot > 95
+    fleet.clear_fault(FaultKind.POWER, "node-1", gpu.index)
+    fleet.set_fault(OVERHEAT, "node-1", gpu.index, {"celsius": 88})
+    assert gpu.temperature(fleet.now()) == hot
+    found = temperatures(clock, fleet, gpu, "node-1", 300)
+    assert found == sorted(found, reverse=True)
+    assert found[1] > 93
+    assert found[-1] == 88
+
+
 def test_the_coolest_free_gpu_of_the_same_node_is_taken(new_fleet):
     fleet = new_fleet()
     node = fleet.node("node-1")
