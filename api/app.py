@@ -10,7 +10,7 @@ from api import alerts, fleet, gpus, health, instruments, ledger, metrics, nodes
 from api.database import Database
 from api.problems import Unavailable
 from api.settings import ApiSettings
-from api.turns import REFUSED
+from api.turns import ARRIVED, REFUSED
 from gpu_telemetry.clock import Clock, SystemClock
 from gpu_telemetry.settings import DatabaseSettings
 
@@ -57,7 +57,7 @@ def create_app(
 
 
 def _start() -> None:
-    g.started = time.perf_counter()
+    g.started = request.environ.get(ARRIVED, time.perf_counter())
     if (reason := request.environ.get(REFUSED)) is not None:
         raise Unavailable(reason, retry_after=1)
 

@@ -5,6 +5,7 @@ while the database is not, and a request in line is told 503 when its turn does 
 """
 
 import threading
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,8 @@ from werkzeug.wsgi import ClosingIterator
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-# What the WSGI environment of a request holds that got no turn: why.
+# What the WSGI environment of a request holds: when it came, by time.perf_counter(); and why it got no turn, if so.
+ARRIVED: Final = "gpu_telemetry.arrived"
 REFUSED: Final = "gpu_telemetry.refused"
 # These touch nothing that could keep them waiting.
 _PROBES: Final = frozenset(("/healthz", "/metrics"))
@@ -34,6 +36,7 @@ class Turns:
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request when its turn comes."""
+        environ[ARRIVED] = time.perf_counter()
         if environ["PATH_INFO"] in _PROBES:
             return self._app(environ, start_response)
         if not self._places.acquire(blocking=False):

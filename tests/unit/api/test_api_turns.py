@@ -1,11 +1,12 @@
 """Requests take turns, however their answers end."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from api.turns import REFUSED, Turns
+from api.turns import ARRIVED, REFUSED, Turns
 
 
 class App:
@@ -79,6 +80,15 @@ def test_a_turn_lasts_until_the_answer_is_closed():
     assert ask(turns).startswith(b"0.01 s were not enough")
     unsent.close()
     assert ask(turns) == b"ok"
+
+
+def test_a_request_knows_when_it_came_however_long_it_waited():
+    turns = Turns(App(), at_work=1, in_line=1, patience_seconds=0.05)
+    unsent = turns({"PATH_INFO": "/"}, None)
+    environ, before = {"PATH_INFO": "/"}, time.perf_counter()
+    turns(environ, None)
+    assert before <= environ[ARRIVED] <= time.perf_counter() - 0.05
+    unsent.close()
 
 
 def test_a_defect_ends_its_turn():
