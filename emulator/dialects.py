@@ -54,7 +54,7 @@ class Dialect:
     hostname_label: str = "Hostname"
     # What is no GPU may have rows: NVLinks, NVSwitches, CPUs.
     other_entities: bool = False
-    # Rows of NVLinks name their GPU; before, links were known by their NVSwitch.
+    # Rows of NVLinks name their GPU, and spell `hostname` in lower case; before, links were known by their NVSwitch.
     links_name_gpu: bool = False
     # Where pods share a GPU, one without a pod keeps its rows, and use is told for the GPU and then for each pod.
     use_by_pod: bool = False
@@ -93,11 +93,11 @@ _V4_4: Final = replace(
     first_tag="4.4.0-4.5.0",
     pod_uid=True,
     empty_pod_labels=False,
-    links_name_gpu=True,
     throttle_field="DCGM_FI_DEV_CLOCKS_EVENT_REASONS",
     driver_version="580.95.05",
 )
-_V4_5: Final = replace(_V4_4, first_tag="4.5.3-4.8.2", use_by_pod=True)
+# Links name their GPU since 4.4.1-4.6.0.
+_V4_5: Final = replace(_V4_4, first_tag="4.5.3-4.8.2", links_name_gpu=True, use_by_pod=True)
 _V4_6: Final = replace(_V4_5, first_tag="after 4.5.3-4.8.2", hostname_label="hostname")
 
 DIALECTS: Final[dict[str, Dialect]] = {

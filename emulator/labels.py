@@ -51,9 +51,8 @@ def xid_count_row(exporter: Exporter, gpu: Gpu, slot: Slot, tenant: Tenant, code
 
 def link_row(exporter: Exporter, gpu: Gpu, link: int, links: int) -> str:
     """The labels of a row of one NVLink; older releases name the NVSwitch at its end in place of the GPU."""
-    pairs: _Pairs
     if exporter.dialect.links_name_gpu:
-        pairs = [
+        pairs: _Pairs = [
             ("nvlink", link),
             ("gpu", gpu.index),
             ("gpu_uuid", gpu.uuid),
@@ -61,9 +60,8 @@ def link_row(exporter: Exporter, gpu: Gpu, link: int, links: int) -> str:
             ("device", f"nvidia{gpu.index}"),
             ("model_name", gpu.model.name),
         ]
-    else:
-        pairs = [("nvlink", gpu.index * links + link), ("nvswitch", link % 4)]
-    return _text(pairs + _host(exporter, "hostname"))
+        return _text(pairs + _host(exporter, "hostname"))
+    return entity_row(exporter, [("nvlink", gpu.index * links + link), ("nvswitch", link % 4)])
 
 
 def entity_row(exporter: Exporter, identity: _Pairs) -> str:

@@ -165,12 +165,21 @@ def test_nvlink_rows_are_a_second_block_of_their_family(new_fleet, rows_of):
     assert sum(int(row.value) for row in links if row.labels["gpu"] == "3") == pytest.approx(whole, abs=18)
 
 
-def test_old_releases_name_the_switch_of_a_link_and_spell_hostname_both_ways_on_one_page(new_fleet, rows_of):
-    rows = rows_of(new_fleet(dialect="3.4", nvlink_rows=2).page("node-1"))
+@pytest.mark.parametrize("dialect", ["3.3", "4.4"])
+def test_old_releases_name_the_switch_of_a_link(new_fleet, rows_of, dialect):
+    rows = rows_of(new_fleet(dialect=dialect, nvlink_rows=2).page("node-1"))
     links = [row for row in rows if "nvlink" in row.labels]
-    assert list(links[0].labels) == ["nvlink", "nvswitch", "hostname", "DCGM_FI_DRIVER_VERSION"]
+    assert list(links[0].labels) == ["nvlink", "nvswitch", "Hostname", "DCGM_FI_DRIVER_VERSION"]
     assert len({tuple(row.labels.items()) for row in links}) == 16
-    assert any("Hostname" in row.labels for row in rows)
+
+
+@pytest.mark.parametrize(("dialect", "of_gpus"), [("4.4", "Hostname"), ("4.5", "Hostname"), ("4.6", "hostname")])
+def test_hostname_is_spelled_both_ways_on_one_page_between_the_releases_that_changed_it(
+    new_fleet, rows_of, dialect, of_gpus
+):
+    rows = rows_of(new_fleet(dialect=dialect, nvlink_rows=2).page("node-1"))
+    spelled = {("nvlink" in row.labels, name) for row in rows for name in row.labels if name.lower() == "hostname"}
+    assert spelled == {(False, of_gpus), (True, "Hostname" if dialect == "4.4" else "hostname")}
 
 
 def test_a_gpu_without_nvlinks_has_no_nvlink_rows(new_fleet, rows_of):
