@@ -16,6 +16,7 @@ from grafana_foundation_sdk.models.dashboard import (
 
 from grafana.colours import BY_SEVERITY
 from grafana.panels import PanelBuilder
+from grafana.severities import UNHEARD
 from grafana.sources import POSTGRESQL, PROMETHEUS, SqlQuery, sql
 
 TAG: Final = "gpu-telemetry"
@@ -111,6 +112,28 @@ def standing(margin: int = 0) -> str:
     For a FROM that is indented by so many blanks.
     """
     return _STANDING.replace("\n", "\n" + " " * margin)
+
+
+def unevaluated(condition: str) -> str:
+    """That no rule looks at any of the nodes `n` of this condition, as nothing is heard of them."""
+    return f"NOT EXISTS (SELECT FROM nodes n WHERE n.removed_at IS NULL AND NOT {UNHEARD} AND {condition})"
+
+
+def active_alerts(name: str, alerts: str, *, nodes: str, counted: str = "*") -> SqlQuery:
+    """How many there are of these alerts, a FROM with its WHERE; null where none is and no rule looks at their nodes.
+
+    What is active stays so while nothing is heard, so it is counted then too.
+    """
+    count = f"count({counted})"
+    return sql(
+        f'SELECT CASE WHEN {count} > 0 OR NOT {unevaluated(nodes)} THEN {count} END AS "{name}"\n{alerts.strip()}'
+    )
+
+
+def no_alert_is_active(nodes: str) -> dict[str, Any]:
+    """The words of a table of active alerts that is empty, for `sql_or_words`."""
+    silent = "No alert is active, but none can begin: no rule looks at these nodes, as nothing is heard of them"
+    return {"words": "No alert is active", "unless": (unevaluated(nodes), silent)}
 
 
 def workloads_of(listed: str) -> str:

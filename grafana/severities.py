@@ -28,11 +28,10 @@ OUTCOME_MAPPING: Final = value_map(
         "running": ("running", INFO),
     }
 )
-# What the alert engine says of a node `n`, unless nothing was heard of it for three intervals.
-NODE_STATE: Final = (
-    "CASE WHEN n.removed_at IS NOT NULL THEN 'removed'"
-    " WHEN n.last_heard < now() - 3 * n.interval_ms * interval '1 millisecond' THEN 'unknown' ELSE n.status END"
-)
+# Of a node `n`, for three intervals, whichever part is the cause.
+UNHEARD: Final = "n.last_heard < now() - 3 * n.interval_ms * interval '1 millisecond'"
+# What the alert engine says of a node `n`, unless nothing was heard of it.
+NODE_STATE: Final = f"CASE WHEN n.removed_at IS NOT NULL THEN 'removed' WHEN {UNHEARD} THEN 'unknown' ELSE n.status END"
 # Critical first.
 RANK: Final = "CASE a.severity WHEN 'critical' THEN 0 WHEN 'warning' THEN 1 ELSE 2 END"
 

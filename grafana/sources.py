@@ -96,15 +96,25 @@ def sql_series(text: str) -> SqlQuery:
     return SqlQuery(_dedented(text), time_series=True)
 
 
-def sql_or_words(columns: tuple[str, ...], select: str, *, words: str, column: str) -> SqlQuery:
+def sql_or_words(
+    columns: tuple[str, ...], select: str, *, words: str, column: str, unless: tuple[str, str] | None = None
+) -> SqlQuery:
     """A SQL query for a table that has one row, with `words` in `column`, when there would be none.
 
-    A table without rows says "No data" in some releases of Grafana, whatever its panel would have it say.
+    `unless` is a condition, and the words in its case. A table without rows says "No data" in some releases of Grafana,
+    whatever its panel would have it say.
     """
     listed = ", ".join(f'"{name}"' for name in columns)
-    nothing = ", ".join(f"'{words}'" if name == column else "NULL" for name in columns)
+    said, chosen = f"'{words}'", ""
+    if unless is not None:
+        condition, other = unless
+        said = "(SELECT words FROM said)"
+        chosen = (
+            f",\nsaid AS (\n  SELECT CASE WHEN {condition}\n              THEN '{other}' ELSE '{words}' END AS words\n)"
+        )
+    nothing = ", ".join(said if name == column else "NULL" for name in columns)
     return SqlQuery(
-        f"WITH found AS (\n{_indented(_dedented(select))}\n)\n"
+        f"WITH found AS (\n{_indented(_dedented(select))}\n){chosen}\n"
         f"SELECT {listed} FROM found\nUNION ALL\nSELECT {nothing} WHERE NOT EXISTS (SELECT FROM found)"
     )
 

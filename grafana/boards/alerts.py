@@ -6,14 +6,26 @@ from grafana_foundation_sdk.builders import stat
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, IN_DATACENTER, IN_NODE, NODE, OF_MODEL, Board, cell_link, workloads_of
+from grafana.board import (
+    GPU,
+    IN_DATACENTER,
+    IN_NODE,
+    NODE,
+    OF_MODEL,
+    Board,
+    active_alerts,
+    cell_link,
+    no_alert_is_active,
+    workloads_of,
+)
 from grafana.colours import CRITICAL, INFO, WARNING, bad_from_one, plain, steps
 from grafana.panels import column, lines, stat_panel, table_panel
 from grafana.severities import OUTCOME_MAPPING, RANK, severity_column, time_column
 from grafana.sources import sql, sql_or_words, sql_series
 
 _SOURCE: Final = "alerts a JOIN nodes n USING (node_id) LEFT JOIN gpus g ON g.gpu_uuid = a.gpu_uuid"
-_PICK: Final = f"{IN_DATACENTER} AND {IN_NODE} AND (a.gpu_uuid IS NULL OR {OF_MODEL})"
+_NODES: Final = f"{IN_DATACENTER} AND {IN_NODE}"
+_PICK: Final = f"{_NODES} AND (a.gpu_uuid IS NULL OR {OF_MODEL})"
 _FIRED: Final = f"FROM {_SOURCE} WHERE $__timeFilter(a.triggered_at) AND {_PICK}"
 _DECIDED: Final = (
     "FROM alert_actions c JOIN alerts a ON a.id = c.alert_id JOIN nodes n USING (node_id) "
@@ -43,23 +55,26 @@ def alerts() -> Dashboard:
 
 def _at_a_glance(built: Board) -> None:
     active = f"FROM {_SOURCE} WHERE a.status = 'active' AND {_PICK}"
+    unheard = "Not evaluated: nothing is heard of any of these nodes, so no rule looks at them."
     built.put(
         4,
         (
             stat_panel(
                 "Critical now",
-                "How many critical alerts fire?",
-                sql(f"SELECT count(*) AS \"critical\" {active} AND a.severity = 'critical'"),
+                f"How many critical alerts fire? {unheard}",
+                active_alerts("critical", f"{active} AND a.severity = 'critical'", nodes=_NODES),
                 thresholds=bad_from_one(CRITICAL),
+                empty="not evaluated",
             ),
             4,
         ),
         (
             stat_panel(
                 "Warnings now",
-                "How many alerts of lower severity fire?",
-                sql(f"SELECT count(*) AS \"warning\" {active} AND a.severity <> 'critical'"),
+                f"How many alerts of lower severity fire? {unheard}",
+                active_alerts("warning", f"{active} AND a.severity <> 'critical'", nodes=_NODES),
                 thresholds=bad_from_one(WARNING),
+                empty="not evaluated",
             ),
             4,
         ),
@@ -126,8 +141,8 @@ def _active(built: Board) -> None:
                      ORDER BY {RANK}, a.triggered_at DESC
                      LIMIT 200
                     """,
-                    words="No alert is active",
                     column="Message",
+                    **no_alert_is_active(_NODES),
                 ),
                 columns=[
                     time_column("Since"),

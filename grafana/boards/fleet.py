@@ -6,7 +6,17 @@ from grafana_foundation_sdk.builders import bargauge, prometheus, stat
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, IN_DATACENTER, NODE, OF_MODEL, Board, cell_link, standing
+from grafana.board import (
+    GPU,
+    IN_DATACENTER,
+    NODE,
+    OF_MODEL,
+    Board,
+    active_alerts,
+    cell_link,
+    no_alert_is_active,
+    standing,
+)
 from grafana.colours import CRITICAL, WARNING, bad_from_one, plain, rule_steps, steps
 from grafana.expressions import FLEET, SAMPLES_AN_HOUR, kinds
 from grafana.panels import (
@@ -19,7 +29,7 @@ from grafana.panels import (
     stat_panel,
     table_panel,
 )
-from grafana.severities import RANK, severity_column, time_column
+from grafana.severities import RANK, UNHEARD, severity_column, time_column
 from grafana.sources import now, now_or_words, over_time, rows_or_words, sql, sql_or_words
 
 # Of the configuration: their newest turn gave no page, or nothing is heard of them, whichever part is the cause.
@@ -30,7 +40,7 @@ _SILENT_NODES: Final = f"""
        ORDER BY s.collected_at DESC LIMIT 1
   ) s ON n.last_seen IS DISTINCT FROM n.last_heard
  WHERE n.removed_at IS NULL AND {IN_DATACENTER}
-   AND (NOT s.up OR n.last_heard < now() - 3 * n.interval_ms * interval '1 millisecond')
+   AND (NOT s.up OR {UNHEARD})
 """
 _ACTIVE_ALERTS: Final = f"""
   FROM alerts a JOIN nodes n USING (node_id) LEFT JOIN gpus g ON g.gpu_uuid = a.gpu_uuid
@@ -68,11 +78,13 @@ def fleet() -> Dashboard:
 def _at_a_glance(built: Board) -> None:
     alerts = stat_panel(
         "Active alerts",
-        "How many alerts fire now, by severity? Dashboard `Alerts and actions` lists them.",
+        "How many alerts fire now, by severity? Not evaluated: nothing is heard of any of these nodes, so no rule "
+        "looks at them. Dashboard `Alerts and actions` lists them.",
         *(
-            sql(f"SELECT count(*) AS \"{severity}\" {_ACTIVE_ALERTS} AND a.severity = '{severity}'")
+            active_alerts(severity, f"{_ACTIVE_ALERTS} AND a.severity = '{severity}'", nodes=IN_DATACENTER)
             for severity in ("critical", "warning")
         ),
+        empty="not evaluated",
         names=True,
         links=[board.plain_link(board.ALERTS, "Alerts and actions")],
     )
@@ -126,9 +138,14 @@ def _not_healthy() -> stat.Panel:
         "Not healthy",
         "How many GPUs are lost (known, and missing from their node's page), have errors (an active alert of XID, "
         "ECC or row remapping) or are throttled by heat or hardware (where exporters tell), and how many nodes do not "
-        "report: their exporter does not answer, or nothing of them arrives?",
-        sql(f"SELECT count(DISTINCT a.gpu_uuid) AS \"GPUs lost\" {_ACTIVE_ALERTS} AND a.alert_type = 'gpu_lost'"),
-        sql(f'SELECT count(DISTINCT a.gpu_uuid) AS "GPUs with errors" {_ACTIVE_ALERTS} AND a.alert_type IN {_ERRORS}'),
+        "report: their exporter does not answer, or nothing of them arrives? Not told where nothing is heard of any.",
+        *(
+            active_alerts(name, f"{_ACTIVE_ALERTS} AND {kind}", nodes=IN_DATACENTER, counted="DISTINCT a.gpu_uuid")
+            for name, kind in (
+                ("GPUs lost", "a.alert_type = 'gpu_lost'"),
+                ("GPUs with errors", f"a.alert_type IN {_ERRORS}"),
+            )
+        ),
         now_or_words(_sum("model:gpus_throttled:count"), "GPUs throttled"),
         sql(f'SELECT count(*) AS "Nodes not reporting" {_SILENT_NODES}'),
         thresholds=bad_from_one(WARNING),
@@ -365,8 +382,8 @@ def _news(built: Board) -> None:
                      ORDER BY {RANK}, a.triggered_at DESC
                      LIMIT 50
                     """,
-                    words="No alert is active",
                     column="Message",
+                    **no_alert_is_active(IN_DATACENTER),
                 ),
                 columns=[
                     time_column("Since"),
@@ -390,7 +407,7 @@ def _news(built: Board) -> None:
                     silent,
                     f"""
                     SELECT n.node_id AS "Node", n.datacenter AS "Datacenter",
-                           CASE WHEN n.last_heard < now() - 3 * n.interval_ms * interval '1 millisecond'
+                           CASE WHEN {UNHEARD}
                                 THEN 'nothing is heard of it: its bridge does not scrape it, or its records wait'
                                 ELSE coalesce(s.reason, 'unknown') END AS "Reason",
                            n.last_seen AS "Last seen"

@@ -5,7 +5,7 @@ from typing import Any, Final
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import IN_DATACENTER, NODE, OF_MODEL, Board, cell_link, variable, workload_states
+from grafana.board import IN_DATACENTER, NODE, OF_MODEL, Board, active_alerts, cell_link, variable, workload_states
 from grafana.colours import CRITICAL, GOOD, WARNING, bad_from_one, rule_steps, steps
 from grafana.expressions import (
     NAMES,
@@ -33,9 +33,24 @@ from grafana.panels import (
     value_map,
 )
 from grafana.severities import OUTCOME_MAPPING, RANK, severity_column, time_column
-from grafana.sources import Query, now, now_or_words, over_time, sql, sql_or_words
+from grafana.sources import Query, now, now_or_words, over_time, sql_or_words
 
 _HERE: Final = "gpu_uuid = '$uuid'"
+# The node `n` is the one that its newest record is of.
+_STANDS_IN: Final = f"""
+n.node_id = (
+    SELECT p.node_id
+      FROM placements p
+      LEFT JOIN LATERAL (
+          SELECT m.collected_at FROM gpu_metrics m
+           WHERE m.placement_id = p.placement_id
+           ORDER BY m.collected_at DESC LIMIT 1
+      ) r ON true
+     WHERE p.{_HERE}
+     ORDER BY r.collected_at DESC NULLS LAST, p.placement_id DESC
+     LIMIT 1
+)
+""".strip()
 _COUNTERS: Final = {
     "ECC, corrected": "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL",
     "ECC, uncorrected": "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",
@@ -113,12 +128,12 @@ def _who_it_is(built: Board) -> None:
         (
             stat_panel(
                 "Now",
-                "How warm is it, what does it draw, and how many of its alerts are active?",
+                "How warm is it, what does it draw, and how many of its alerts are active? Unknown: nothing is "
+                "heard of its node.",
                 now_or_words(f"max({temperature(OF_GPU)})", "temperature"),
                 now_or_words(f"max({power(OF_GPU)})", "power"),
-                sql(
-                    "SELECT (SELECT count(*) FROM alerts a WHERE a.status = 'active' AND a.gpu_uuid = g.gpu_uuid) "
-                    f'AS "active alerts" FROM gpus g WHERE g.{_HERE}'
+                active_alerts(
+                    "active alerts", f"FROM alerts a WHERE a.status = 'active' AND a.{_HERE}", nodes=_STANDS_IN
                 ),
                 names=True,
                 thresholds=rule_steps("high_temperature"),

@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders import prometheus
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, Board, cell_link, series_link, variable, workload_states
+from grafana.board import GPU, Board, active_alerts, cell_link, series_link, variable, workload_states
 from grafana.colours import CRITICAL, GOOD, OF_GPUS, WARNING, bad_from_one, plain, rule_steps
 from grafana.expressions import (
     NAMES,
@@ -122,13 +122,15 @@ def _at_a_glance(built: Board) -> None:
         (
             stat_panel(
                 "Active alerts",
-                "How many alerts of this node and its GPUs fire now?",
-                sql(
-                    "SELECT (SELECT count(*) FROM alerts a WHERE a.status = 'active' AND a.node_id = n.node_id) "
-                    f'AS "Alerts" FROM nodes n WHERE n.{_HERE}'
+                "How many alerts of this node and its GPUs fire now? Not evaluated: nothing is heard of it, so no rule "
+                "looks at it.",
+                active_alerts(
+                    "Alerts",
+                    f"FROM alerts a WHERE a.status = 'active' AND a.{_HERE}",
+                    nodes=f"n.{_HERE}",
                 ),
                 thresholds=bad_from_one(WARNING),
-                empty="Choose a node",
+                empty="not evaluated",
                 links=[board.plain_link(board.ALERTS, "Alerts and actions", node="$node")],
             ),
             3,

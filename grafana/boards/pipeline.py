@@ -9,6 +9,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from grafana import board
 from grafana.board import Board
 from grafana.colours import CRITICAL, WARNING, bad_from_one, plain, steps
+from grafana.expressions import kinds
 from grafana.panels import bars, column, lines, organised, stat_panel, table_panel
 from grafana.severities import severity_column
 from grafana.sources import now, now_or_words, over_time, rows_or_words, sql_or_words
@@ -19,6 +20,16 @@ _PER_SECOND: Final = "[$__rate_interval]"
 # Prometheus answers if it is asked. It may watch other things too, and forgets a target that DNS no longer names.
 _PARTS: Final = ("bridge", "gpu-fleet", "alert-engine", "api")
 _UP: Final = f'up{{job=~"{"|".join(_PARTS)}"}}' + "".join(f' or absent(up{{job="{part}"}}) - 1' for part in _PARTS)
+
+
+def _silence(part: str) -> str:
+    """What a counter that has no series before its first event comes to: 0 while its part answers, and else unknown."""
+    return f'0 * sum(up{{job="{part}"}} == 1)'
+
+
+_OF_BRIDGE: Final = _silence("bridge")
+_OF_ENGINE: Final = _silence("alert-engine")
+_OF_API: Final = _silence("api")
 
 
 def pipeline() -> Dashboard:
@@ -171,7 +182,7 @@ def _scraping(built: Board) -> None:
                     "good",
                 ),
                 over_time(
-                    f"sum by (reason) (rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or on () vector(0)",
+                    f"sum by (reason) (rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
                     "failed {{reason}}",
                 ),
                 unit="suffix:/s",
@@ -179,6 +190,7 @@ def _scraping(built: Board) -> None:
                 fill=25,
                 calcs=["lastNotNull", "max"],
                 colours={"good": "green"},
+                empty="The bridge does not answer",
             ),
             8,
         ),
@@ -227,13 +239,14 @@ def _scraping(built: Board) -> None:
                 "Which fields do exporters report wrongly? Such values are kept apart, never stored as measured.",
                 over_time(
                     f"topk(15, sum by (field, reason) (rate(gpu_bridge_rejected_values_total{_PER_SECOND})))"
-                    ' or on () label_replace(vector(0), "field", "none", "", "")',
+                    f' or on () label_replace({_OF_BRIDGE}, "field", "none", "", "")',
                     "{{field}} {{reason}}",
                 ),
                 unit="suffix:/s",
                 low=0,
                 soft_high=1,
                 legend_right=True,
+                empty="The bridge does not answer",
             ),
             12,
         ),
@@ -242,17 +255,18 @@ def _scraping(built: Board) -> None:
                 "Lines not understood and samples without a record, by reason",
                 "What on the pages is no part of a record? NVSwitch, CPU and link rows are re-exposed, not recorded.",
                 over_time(
-                    f"sum by (reason) (rate(gpu_bridge_refused_lines_total{_PER_SECOND})) or on () vector(0)",
+                    f"sum by (reason) (rate(gpu_bridge_refused_lines_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
                     "lines refused {{reason}}",
                 ),
                 over_time(
-                    f"sum by (entity) (rate(gpu_bridge_not_recorded_samples_total{_PER_SECOND})) or on () vector(0)",
+                    f"sum by (entity) (rate(gpu_bridge_not_recorded_samples_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
                     "not recorded {{entity}}",
                 ),
                 unit="suffix:/s",
                 low=0,
                 soft_high=1,
                 legend_right=True,
+                empty="The bridge does not answer",
             ),
             12,
         ),
@@ -269,17 +283,18 @@ def _delivery(built: Board) -> None:
                 "Does Kafka take what the bridge sends, and does it refuse any?",
                 over_time(f"sum(rate(gpu_bridge_delivered_messages_total{_PER_SECOND}))", "delivered"),
                 over_time(
-                    f"sum by (error) (rate(gpu_bridge_failed_deliveries_total{_PER_SECOND})) or on () vector(0)",
+                    f"sum by (error) (rate(gpu_bridge_failed_deliveries_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
                     "refused {{error}}",
                 ),
                 over_time(
-                    f"sum by (reason) (rate(gpu_bridge_dropped_gpu_records_total{_PER_SECOND})) or on () vector(0)",
+                    f"sum by (reason) (rate(gpu_bridge_dropped_gpu_records_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
                     "records dropped {{reason}}",
                 ),
                 unit="suffix:/s",
                 low=0,
                 calcs=["lastNotNull", "max"],
                 colours={"delivered": "green", "refused": CRITICAL, "dropped": WARNING},
+                empty="The bridge does not answer",
             ),
             8,
         ),
@@ -341,13 +356,14 @@ def _delivery(built: Board) -> None:
                 over_time(f"sum(rate(alert_engine_records_late_total{_PER_SECOND}))", "late: stored, not evaluated"),
                 over_time(f"sum(rate(alert_engine_records_beyond_retention_total{_PER_SECOND}))", "too old to keep"),
                 over_time(
-                    f"sum by (reason) (rate(alert_engine_dead_letters_total{_PER_SECOND})) or on () vector(0)",
+                    f"sum by (reason) (rate(alert_engine_dead_letters_total{_PER_SECOND})) or on () {_OF_ENGINE}",
                     "dead letters {{reason}}",
                 ),
                 unit="suffix:/s",
                 low=0,
                 soft_high=1,
                 colours={"dead letters": CRITICAL},
+                empty="No alert engine answers",
             ),
             8,
         ),
@@ -355,26 +371,36 @@ def _delivery(built: Board) -> None:
             lines(
                 "Errors a second",
                 "Does the database refuse, or do workers get in each other's way?",
-                over_time(
-                    f"sum by (part) (rate(alert_engine_database_errors_total{_PER_SECOND})) or on () vector(0)",
-                    "database errors {{part}}",
-                ),
-                over_time(
-                    f"sum by (cause) (rate(alert_engine_batch_retries_total{_PER_SECOND})) or on () vector(0)",
-                    "batches begun again {{cause}}",
-                ),
-                over_time(f"sum(rate(alert_engine_batches_fenced_total{_PER_SECOND}))", "batches another worker had"),
-                over_time(
-                    f'sum(rate(gpu_telemetry_api_requests_total{{status=~"5.."}}{_PER_SECOND})) or vector(0)',
-                    "API answers of 5xx",
-                ),
+                over_time(_errors(), "{{kind}}"),
                 unit="suffix:/s",
                 low=0,
                 soft_high=1,
                 colours={"database": CRITICAL, "5xx": "dark-red"},
+                empty="Neither an alert engine nor the API answers",
             ),
             8,
         ),
+    )
+
+
+def _errors() -> str:
+    """A line for each kind of error, with what it is in the label `kind`; all in one query, as `kinds` has them."""
+
+    def named(counter: str, name: str, label: str) -> str:
+        rates = f"sum by ({label}) (rate({counter}{_PER_SECOND}))"
+        none = f'label_replace({_OF_ENGINE}, "kind", "{name}", "", "")'
+        return f'(label_replace({rates}, "kind", "{name} $1", "{label}", "(.*)") or on () {none})'
+
+    unnamed = {
+        "batches another worker had": f"sum(rate(alert_engine_batches_fenced_total{_PER_SECOND}))",
+        "API answers of 5xx": f'sum(rate(gpu_telemetry_api_requests_total{{status=~"5.."}}{_PER_SECOND})) or {_OF_API}',
+    }
+    return " or ".join(
+        (
+            named("alert_engine_database_errors_total", "database errors", "part"),
+            named("alert_engine_batch_retries_total", "batches begun again", "cause"),
+            kinds(**unnamed),
+        )
     )
 
 
@@ -470,13 +496,12 @@ def _cost(built: Board) -> None:
                 "Requests to the API a second, by route",
                 "Who asks for what? The ten busiest.",
                 over_time(
-                    f"topk(10, sum by (route) (rate(gpu_telemetry_api_requests_total{_PER_SECOND})))"
-                    ' or on () label_replace(vector(0), "route", "none", "", "")',
-                    "{{route}}",
+                    f"topk(10, sum by (route) (rate(gpu_telemetry_api_requests_total{_PER_SECOND})))", "{{route}}"
                 ),
                 unit="suffix:/s",
                 low=0,
                 legend_right=True,
+                empty="Nobody asked in this range",
             ),
             12,
         ),

@@ -164,6 +164,7 @@ def _tables(built: Board) -> None:
                 f"bottomk(10, {_UTILISATION} and on ({_LABELS}) ({_HOURS} >= 0.05))",
                 sort_by="Utilisation",
                 descending=False,
+                words="none had 3 GPU-minutes in this range",
             ),
             12,
         ),
@@ -189,13 +190,14 @@ def _table(
     descending: bool = True,
     whole: bool = False,
     judged: bool = True,
+    words: str = "none in this range",
 ) -> table.Panel:
     """A row for each chosen workload, with every column; the choice is repeated, so that all columns have the same."""
     queries: list[prometheus.Dataquery] = [
         rows_or_words(
             f"{expression} and on ({_LABELS}) {chosen} or on ({_LABELS}) NaN * ({chosen})",
             label="pod",
-            words="none in this range",
+            words=words,
         )
         for _, expression in _COLUMNS.values()
     ]

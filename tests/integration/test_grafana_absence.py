@@ -28,17 +28,19 @@ UP = {f'up{{job="{job}", instance="i"}}': 1 for job in ("bridge", "gpu-fleet", "
 NOT_OURS = {'up{job="of others", instance="i"}': 0, 'up{job="of others", instance="j"}': 0}
 
 
-def asked(board, title, ref_id="A"):
+def asked(board, title, ref_id="A", kind=None):
     """The text of a panel's query, with the variables chosen."""
     panels = json.loads((DASHBOARDS / f"{board}.json").read_text(encoding="utf-8"))["panels"]
     (target,) = (
         target
         for panel in panels
-        if panel["title"] == title
+        if panel["title"] == title and kind in (None, panel["type"])
         for target in panel.get("targets", [])
         if target["refId"] == ref_id
     )
-    text = target.get("expr", target.get("rawSql")).replace("$__range", "5m")
+    text = target.get("expr", target.get("rawSql"))
+    for name in ("$__range", "$__rate_interval"):
+        text = text.replace(name, "5m")
     return re.sub(r"\$\{?([a-z]\w*)(?::\w+)?\}?", lambda found: CHOSEN[found[1]], text)
 
 
@@ -114,6 +116,48 @@ def test_without_an_engine_nobody_knows_what_is_lost(gives):
 
     gives(words(expression), UP, {"{}": 1})
     gives(expression, {'alert_engine_ledger_missing_gpu_records{instance="i"}': 0}, {"{}": 0})
+
+
+COUNTERS = [
+    ("Turns a second, by outcome", "B", "bridge"),
+    ("Lines not understood and samples without a record, by reason", "A", "bridge"),
+    ("Lines not understood and samples without a record, by reason", "B", "bridge"),
+    ("Messages to Kafka a second", "B", "bridge"),
+    ("Messages to Kafka a second", "C", "bridge"),
+    ("Records that were not stored as new, a second", "D", "alert-engine"),
+]
+
+
+@pytest.mark.parametrize(("title", "ref_id", "part"), COUNTERS)
+def test_what_never_happened_is_0_only_while_its_part_answers(gives, title, ref_id, part):
+    expression = asked("pipeline", title, ref_id)
+
+    gives(expression, UP, {"{}": 0})
+    gives(expression, UP | {f'up{{job="{part}", instance="i"}}': 0}, {})
+    gives(expression, {}, {})
+
+
+def test_that_no_value_is_rejected_is_told_only_while_the_bridge_answers(gives):
+    expression = asked("pipeline", "Values not believed, by field and reason")
+
+    gives(expression, UP, {'{field="none"}': 0})
+    gives(expression, UP | {'up{job="bridge", instance="i"}': 0}, {})
+
+
+def test_each_part_tells_its_own_errors_though_the_other_is_down(gives):
+    expression = asked("pipeline", "Errors a second")
+    database, again, api = (
+        {f'{{kind="{name}"}}': 0} for name in ("database errors", "batches begun again", "API answers of 5xx")
+    )
+
+    gives(expression, UP, database | again | api)
+    gives(expression, UP | {'up{job="alert-engine", instance="i"}': 0}, api)
+    gives(expression, UP | {'up{job="api", instance="i"}': 0}, database | again)
+    gives(
+        expression,
+        UP | {'alert_engine_database_errors_total{part="store", instance="i"}': "0+60"},
+        again | api | {'{kind="database errors store", part="store"}': 2},
+    )
 
 
 # ---- what exporters do not tell --------------------------------------------------------------------------------------
@@ -249,22 +293,58 @@ def test_nodes_of_which_nothing_arrives_do_not_report_and_the_table_names_them(c
     assert named == {"unanswered", "unheard"}
 
 
-@pytest.mark.parametrize(
-    ("board", "title", "ref_id", "known"),
-    [
-        (
-            "node",
-            "Active alerts",
-            "A",
-            "INSERT INTO nodes (node_id, first_seen, last_heard, interval_ms) VALUES ('node-1', now(), now(), 30000)",
-        ),
-        ("gpu", "Now", "C", "INSERT INTO gpus (gpu_uuid, first_seen) VALUES ('GPU-1', now())"),
-    ],
-    ids=["of a node", "of a GPU"],
-)
-def test_what_is_not_known_has_no_count_of_alerts(connection, board, title, ref_id, known):
-    assert connection.execute(asked(board, title, ref_id)).fetchall() == []
+COUNTS_OF_ALERTS = [
+    ("fleet", "Active alerts", "A"),
+    ("fleet", "Active alerts", "B"),
+    ("fleet", "Not healthy", "A"),
+    ("fleet", "Not healthy", "B"),
+    ("alerts", "Critical now", "A"),
+    ("alerts", "Warnings now", "A"),
+    ("node", "Active alerts", "A"),
+    ("gpu", "Now", "C"),
+]
+NODE_AND_GPU = """
+INSERT INTO nodes (node_id, first_seen, last_heard, interval_ms)
+VALUES ('node-1', now(), now(), 30000), ('node-2', now(), now() - interval '10 minutes', 30000);
+INSERT INTO gpus (gpu_uuid, first_seen) VALUES ('GPU-1', now());
+INSERT INTO placements (node_id, gpu_index, gpu_uuid, since) VALUES ('node-2', 0, 'GPU-1', now() - interval '1 hour'),
+                                                                    ('node-1', 0, 'GPU-1', now());
+"""
+FIRED = """
+INSERT INTO alerts (node_id, gpu_index, gpu_uuid, alert_type, severity, message, status, triggered_at, rule, raised_at)
+SELECT 'node-1', 0, 'GPU-1', kind, severity, 'm', 'active', now(), kind, now()
+  FROM (VALUES ('gpu_lost', 'critical'), ('xid_error', 'critical'), ('high_power', 'warning')) AS fired (kind, severity)
+"""
 
-    connection.execute(known)
-    (row,) = connection.execute(asked(board, title, ref_id)).fetchall()
-    assert list(row.values()) == [0]
+
+@pytest.mark.parametrize(("board", "title", "ref_id"), COUNTS_OF_ALERTS)
+def test_that_no_alert_is_active_is_told_only_of_nodes_that_are_heard(connection, board, title, ref_id):
+    def count():
+        (row,) = connection.execute(asked(board, title, ref_id, "stat")).fetchall()
+        (value,) = row.values()
+        return value
+
+    assert count() is None
+    connection.execute(NODE_AND_GPU)
+    assert count() == 0
+    connection.execute("UPDATE nodes SET last_heard = now() - interval '2 minutes' WHERE node_id = 'node-1'")
+    assert count() is None
+    connection.execute(FIRED)
+    assert count() > 0
+    connection.execute("UPDATE nodes SET last_heard = now(), removed_at = now() WHERE node_id = 'node-1'")
+    connection.execute("UPDATE alerts SET status = 'resolved', resolved_at = now()")
+    assert count() is None
+
+
+@pytest.mark.parametrize("board", ["fleet", "alerts"])
+def test_a_table_without_alerts_says_that_none_can_begin_where_nothing_is_heard(connection, board):
+    def says():
+        (row,) = connection.execute(asked(board, "Active alerts", kind="table")).fetchall()
+        assert {value for name, value in row.items() if name != "Message"} == {None}
+        return row["Message"]
+
+    assert "nothing is heard of them" in says()
+    connection.execute(NODE_AND_GPU)
+    assert says() == "No alert is active"
+    connection.execute("UPDATE nodes SET last_heard = now() - interval '2 minutes'")
+    assert "nothing is heard of them" in says()
