@@ -32,6 +32,22 @@ _OF_ENGINE: Final = _silence("alert-engine")
 _OF_API: Final = _silence("api")
 
 
+def _rate(counter: str) -> str:
+    return f"sum(rate({counter}{_PER_SECOND}))"
+
+
+def _counted(counter: str, name: str, label: str, silence: str) -> str:
+    """The events of a counter a second, all of them and by one of its labels, named in the label `kind` as in `kinds`.
+
+    All of them, because a 0 that ends where the first event begins would stand beside it in the legend.
+    """
+    each = f"sum by ({label}) (rate({counter}{_PER_SECOND}))"
+    return (
+        f'label_replace({_rate(counter)} or {silence}, "kind", "{name}", "", "")'
+        f' or label_replace({each}, "kind", "{name}, $1", "{label}", "(.+)")'
+    )
+
+
 def pipeline() -> Dashboard:
     """The dashboard."""
     built = Board(
@@ -169,6 +185,8 @@ def _at_a_glance(built: Board) -> None:
 
 
 def _scraping(built: Board) -> None:
+    failures = "gpu_bridge_scrape_failures_total"
+    good = f"{_rate('gpu_bridge_scrapes_total')} - ({_rate(failures)} or vector(0))"
     built.row("Scraping")
     built.put(
         9,
@@ -177,13 +195,8 @@ def _scraping(built: Board) -> None:
                 "Turns a second, by outcome",
                 "Do scrapes fail, and why?",
                 over_time(
-                    f"sum(rate(gpu_bridge_scrapes_total{_PER_SECOND}))"
-                    f" - (sum(rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or vector(0))",
-                    "good",
-                ),
-                over_time(
-                    f"sum by (reason) (rate(gpu_bridge_scrape_failures_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
-                    "failed {{reason}}",
+                    f"{kinds(good=good)} or {_counted(failures, 'failed', 'reason', _OF_BRIDGE)}",
+                    "{{kind}}",
                 ),
                 unit="suffix:/s",
                 low=0,
@@ -255,12 +268,10 @@ def _scraping(built: Board) -> None:
                 "Lines not understood and samples without a record, by reason",
                 "What on the pages is no part of a record? NVSwitch, CPU and link rows are re-exposed, not recorded.",
                 over_time(
-                    f"sum by (reason) (rate(gpu_bridge_refused_lines_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
-                    "lines refused {{reason}}",
+                    _counted("gpu_bridge_refused_lines_total", "lines refused", "reason", _OF_BRIDGE), "{{kind}}"
                 ),
                 over_time(
-                    f"sum by (entity) (rate(gpu_bridge_not_recorded_samples_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
-                    "not recorded {{entity}}",
+                    _counted("gpu_bridge_not_recorded_samples_total", "not recorded", "entity", _OF_BRIDGE), "{{kind}}"
                 ),
                 unit="suffix:/s",
                 low=0,
@@ -282,13 +293,10 @@ def _delivery(built: Board) -> None:
                 "Messages to Kafka a second",
                 "Does Kafka take what the bridge sends, and does it refuse any?",
                 over_time(f"sum(rate(gpu_bridge_delivered_messages_total{_PER_SECOND}))", "delivered"),
+                over_time(_counted("gpu_bridge_failed_deliveries_total", "refused", "error", _OF_BRIDGE), "{{kind}}"),
                 over_time(
-                    f"sum by (error) (rate(gpu_bridge_failed_deliveries_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
-                    "refused {{error}}",
-                ),
-                over_time(
-                    f"sum by (reason) (rate(gpu_bridge_dropped_gpu_records_total{_PER_SECOND})) or on () {_OF_BRIDGE}",
-                    "records dropped {{reason}}",
+                    _counted("gpu_bridge_dropped_gpu_records_total", "records dropped", "reason", _OF_BRIDGE),
+                    "{{kind}}",
                 ),
                 unit="suffix:/s",
                 low=0,
@@ -356,8 +364,7 @@ def _delivery(built: Board) -> None:
                 over_time(f"sum(rate(alert_engine_records_late_total{_PER_SECOND}))", "late: stored, not evaluated"),
                 over_time(f"sum(rate(alert_engine_records_beyond_retention_total{_PER_SECOND}))", "too old to keep"),
                 over_time(
-                    f"sum by (reason) (rate(alert_engine_dead_letters_total{_PER_SECOND})) or on () {_OF_ENGINE}",
-                    "dead letters {{reason}}",
+                    _counted("alert_engine_dead_letters_total", "dead letters", "reason", _OF_ENGINE), "{{kind}}"
                 ),
                 unit="suffix:/s",
                 low=0,
@@ -384,22 +391,15 @@ def _delivery(built: Board) -> None:
 
 
 def _errors() -> str:
-    """A line for each kind of error, with what it is in the label `kind`; all in one query, as `kinds` has them."""
-
-    def named(counter: str, name: str, label: str) -> str:
-        rates = f"sum by ({label}) (rate({counter}{_PER_SECOND}))"
-        none = f'label_replace({_OF_ENGINE}, "kind", "{name}", "", "")'
-        return f'(label_replace({rates}, "kind", "{name} $1", "{label}", "(.*)") or on () {none})'
-
-    unnamed = {
-        "batches another worker had": f"sum(rate(alert_engine_batches_fenced_total{_PER_SECOND}))",
-        "API answers of 5xx": f'sum(rate(gpu_telemetry_api_requests_total{{status=~"5.."}}{_PER_SECOND})) or {_OF_API}',
-    }
+    """A line for each kind of error; all in one query, as either part may be down."""
+    fenced, failed = "alert_engine_batches_fenced_total", 'gpu_telemetry_api_requests_total{status=~"5.."}'
     return " or ".join(
         (
-            named("alert_engine_database_errors_total", "database errors", "part"),
-            named("alert_engine_batch_retries_total", "batches begun again", "cause"),
-            kinds(**unnamed),
+            _counted("alert_engine_database_errors_total", "database errors", "part", _OF_ENGINE),
+            _counted("alert_engine_batch_retries_total", "batches begun again", "cause", _OF_ENGINE),
+            kinds(
+                **{"batches another worker had": _rate(fenced), "API answers of 5xx": f"{_rate(failed)} or {_OF_API}"}
+            ),
         )
     )
 

@@ -119,22 +119,41 @@ def test_without_an_engine_nobody_knows_what_is_lost(gives):
 
 
 COUNTERS = [
-    ("Turns a second, by outcome", "B", "bridge"),
-    ("Lines not understood and samples without a record, by reason", "A", "bridge"),
-    ("Lines not understood and samples without a record, by reason", "B", "bridge"),
-    ("Messages to Kafka a second", "B", "bridge"),
-    ("Messages to Kafka a second", "C", "bridge"),
-    ("Records that were not stored as new, a second", "D", "alert-engine"),
+    ("Turns a second, by outcome", "A", "bridge", "failed"),
+    ("Lines not understood and samples without a record, by reason", "A", "bridge", "lines refused"),
+    ("Lines not understood and samples without a record, by reason", "B", "bridge", "not recorded"),
+    ("Messages to Kafka a second", "B", "bridge", "refused"),
+    ("Messages to Kafka a second", "C", "bridge", "records dropped"),
+    ("Records that were not stored as new, a second", "D", "alert-engine", "dead letters"),
 ]
 
 
-@pytest.mark.parametrize(("title", "ref_id", "part"), COUNTERS)
-def test_what_never_happened_is_0_only_while_its_part_answers(gives, title, ref_id, part):
+@pytest.mark.parametrize(("title", "ref_id", "part", "name"), COUNTERS)
+def test_what_never_happened_is_0_only_while_its_part_answers(gives, title, ref_id, part, name):
     expression = asked("pipeline", title, ref_id)
 
-    gives(expression, UP, {"{}": 0})
+    gives(expression, UP, {f'{{kind="{name}"}}': 0})
     gives(expression, UP | {f'up{{job="{part}", instance="i"}}': 0}, {})
     gives(expression, {}, {})
+
+
+def test_what_fails_is_counted_by_reason_and_in_all(gives):
+    counters = {
+        'gpu_bridge_scrapes_total{instance="i"}': "0+300",
+        'gpu_bridge_scrape_failures_total{instance="i", reason="timeout"}': "0+60",
+        'gpu_bridge_scrape_failures_total{instance="i", reason="http_500"}': "0+30",
+    }
+
+    gives(
+        asked("pipeline", "Turns a second, by outcome"),
+        UP | counters,
+        {
+            '{kind="good"}': 7,
+            '{kind="failed"}': 3,
+            '{kind="failed, timeout", reason="timeout"}': 2,
+            '{kind="failed, http_500", reason="http_500"}': 1,
+        },
+    )
 
 
 def test_that_no_value_is_rejected_is_told_only_while_the_bridge_answers(gives):
@@ -156,7 +175,7 @@ def test_each_part_tells_its_own_errors_though_the_other_is_down(gives):
     gives(
         expression,
         UP | {'alert_engine_database_errors_total{part="store", instance="i"}': "0+60"},
-        again | api | {'{kind="database errors store", part="store"}': 2},
+        again | api | {'{kind="database errors"}': 2, '{kind="database errors, store", part="store"}': 2},
     )
 
 
