@@ -186,7 +186,6 @@ def _at_a_glance(built: Board) -> None:
 
 def _scraping(built: Board) -> None:
     failures = "gpu_bridge_scrape_failures_total"
-    good = f"{_rate('gpu_bridge_scrapes_total')} - ({_rate(failures)} or vector(0))"
     built.row("Scraping")
     built.put(
         9,
@@ -194,15 +193,13 @@ def _scraping(built: Board) -> None:
             lines(
                 "Turns a second, by outcome",
                 "Do scrapes fail, and why?",
-                over_time(
-                    f"{kinds(good=good)} or {_counted(failures, 'failed', 'reason', _OF_BRIDGE)}",
-                    "{{kind}}",
-                ),
+                over_time(f"{_rate('gpu_bridge_scrapes_total')} - ({_rate(failures)} or vector(0))", "good"),
+                over_time(_counted(failures, "failed", "reason", _OF_BRIDGE), "{{kind}}"),
                 unit="suffix:/s",
                 low=0,
                 fill=25,
                 calcs=["lastNotNull", "max"],
-                colours={"good": "green"},
+                colours={"good": "green", "failed$": WARNING},
                 empty="The bridge does not answer",
             ),
             8,
