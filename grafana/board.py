@@ -130,6 +130,14 @@ def active_alerts(name: str, alerts: str, *, nodes: str, counted: str = "*") -> 
     )
 
 
+def active_by_severity(alerts: str, *, nodes: str, names: tuple[str, str] = ("critical", "warning")) -> list[SqlQuery]:
+    """How many there are that are critical and not: two numbers, as one of both could have neither's colour."""
+    return [
+        active_alerts(name, f"{alerts.rstrip()} AND a.severity {which} 'critical'", nodes=nodes)
+        for name, which in zip(names, ("=", "<>"), strict=True)
+    ]
+
+
 def no_alert_is_active(nodes: str) -> dict[str, Any]:
     """The words of a table of active alerts that is empty, for `sql_or_words`."""
     silent = "No alert is active, but none can begin: no rule looks at these nodes, as nothing is heard of them"

@@ -13,12 +13,12 @@ from grafana.board import (
     NODE,
     OF_MODEL,
     Board,
-    active_alerts,
+    active_by_severity,
     cell_link,
     no_alert_is_active,
     workloads_of,
 )
-from grafana.colours import CRITICAL, INFO, WARNING, bad_from_one, plain, steps
+from grafana.colours import CRITICAL, INFO, WARNING, bad_from_one, plain
 from grafana.panels import column, lines, stat_panel, table_panel
 from grafana.severities import OUTCOME_MAPPING, RANK, severity_column, time_column
 from grafana.sources import sql, sql_or_words, sql_series
@@ -55,6 +55,7 @@ def alerts() -> Dashboard:
 
 def _at_a_glance(built: Board) -> None:
     active = f"FROM {_SOURCE} WHERE a.status = 'active' AND {_PICK}"
+    critical, lower = active_by_severity(active, nodes=_NODES)
     unheard = "Not evaluated: nothing is heard of any of these nodes, so no rule looks at them."
     built.put(
         4,
@@ -62,7 +63,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Critical now",
                 f"How many critical alerts fire? {unheard}",
-                active_alerts("critical", f"{active} AND a.severity = 'critical'", nodes=_NODES),
+                critical,
                 thresholds=bad_from_one(CRITICAL),
                 empty="not evaluated",
             ),
@@ -72,7 +73,7 @@ def _at_a_glance(built: Board) -> None:
             stat_panel(
                 "Warnings now",
                 f"How many alerts of lower severity fire? {unheard}",
-                active_alerts("warning", f"{active} AND a.severity <> 'critical'", nodes=_NODES),
+                lower,
                 thresholds=bad_from_one(WARNING),
                 empty="not evaluated",
             ),
@@ -216,7 +217,7 @@ def _over_time(built: Board) -> None:
                 ),
                 columns=[
                     column("Fired", width=65),
-                    column("Active", width=65, thresholds=steps("text", (1, WARNING))),
+                    column("Active", width=65),
                     column("Half within", unit="s", decimals=0, width=100),
                     column("Longest", unit="s", decimals=0, width=75),
                 ],

@@ -5,7 +5,7 @@ from typing import Any, Final
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import IN_DATACENTER, NODE, OF_MODEL, Board, active_alerts, cell_link, variable, workload_states
+from grafana.board import IN_DATACENTER, NODE, OF_MODEL, Board, active_by_severity, cell_link, variable, workload_states
 from grafana.colours import CRITICAL, GOOD, WARNING, bad_from_one, rule_steps, steps
 from grafana.expressions import (
     NAMES,
@@ -132,8 +132,10 @@ def _who_it_is(built: Board) -> None:
                 "heard of its node.",
                 now_or_words(f"max({temperature(OF_GPU)})", "temperature"),
                 now_or_words(f"max({power(OF_GPU)})", "power"),
-                active_alerts(
-                    "active alerts", f"FROM alerts a WHERE a.status = 'active' AND a.{_HERE}", nodes=_STANDS_IN
+                *active_by_severity(
+                    f"FROM alerts a WHERE a.status = 'active' AND a.{_HERE}",
+                    nodes=_STANDS_IN,
+                    names=("critical alerts", "warnings"),
                 ),
                 names=True,
                 thresholds=rule_steps("high_temperature"),
@@ -141,7 +143,8 @@ def _who_it_is(built: Board) -> None:
                 empty="unknown",
             )
             .override_by_name("power", properties(unit="watt", decimals=0, thresholds=steps("blue").build()))
-            .override_by_name("active alerts", properties(unit="short", thresholds=bad_from_one(WARNING).build())),
+            .override_by_name("critical alerts", properties(unit="short", thresholds=bad_from_one(CRITICAL).build()))
+            .override_by_name("warnings", properties(unit="short", thresholds=bad_from_one(WARNING).build())),
             8,
         ),
     )

@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders import prometheus
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import GPU, Board, active_alerts, cell_link, series_link, variable, workload_states
+from grafana.board import GPU, Board, active_by_severity, cell_link, series_link, variable, workload_states
 from grafana.colours import CRITICAL, GOOD, OF_GPUS, WARNING, bad_from_one, plain, rule_steps
 from grafana.expressions import (
     NAMES,
@@ -28,6 +28,7 @@ from grafana.panels import (
     column,
     lines,
     organised,
+    properties,
     stat_panel,
     states,
     table_panel,
@@ -122,17 +123,17 @@ def _at_a_glance(built: Board) -> None:
         (
             stat_panel(
                 "Active alerts",
-                "How many alerts of this node and its GPUs fire now? Not evaluated: nothing is heard of it, so no rule "
-                "looks at it.",
-                active_alerts(
-                    "Alerts",
+                "How many alerts of this node and its GPUs fire now, critical and of lower severity? Not evaluated: "
+                "nothing is heard of it, so no rule looks at it.",
+                *active_by_severity(
                     f"FROM alerts a WHERE a.status = 'active' AND a.{_HERE}",
                     nodes=f"n.{_HERE}",
                 ),
+                names=True,
                 thresholds=bad_from_one(WARNING),
                 empty="not evaluated",
                 links=[board.plain_link(board.ALERTS, "Alerts and actions", node="$node")],
-            ),
+            ).override_by_name("critical", properties(thresholds=bad_from_one(CRITICAL).build())),
             3,
         ),
         (

@@ -318,7 +318,9 @@ COUNTS_OF_ALERTS = [
     ("alerts", "Critical now", "A"),
     ("alerts", "Warnings now", "A"),
     ("node", "Active alerts", "A"),
+    ("node", "Active alerts", "B"),
     ("gpu", "Now", "C"),
+    ("gpu", "Now", "D"),
 ]
 NODE_AND_GPU = """
 INSERT INTO nodes (node_id, first_seen, last_heard, interval_ms)
