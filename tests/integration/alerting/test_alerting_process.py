@@ -174,9 +174,10 @@ def test_nodes_remove_ends_a_nodes_alerts_and_its_watch(stream, make_fleet, star
         "node-1",
         KAFKA_BOOTSTRAP_SERVERS=stream.kafka.bootstrap_servers,
         KAFKA_TOPIC=stream.kafka.topic,
+        DATABASE_URL=stream.database.url.get_secret_value(),
     )
     assert said.returncode == 0, said.stderr
-    assert re.fullmatch(r"node-1: removed at \d{4}-\S+Z\n", said.stdout)
+    assert re.fullmatch(r"node-1: asked for its removal as of \d{4}-\S+Z\n", said.stdout)
     wait_for(lambda: stream.count("alerts", "resolved_reason = 'decommissioned'") == 1, 20)
     assert stream.count("nodes", "removed_at IS NOT NULL") == 1
     [(bridge, seq, up, removed)] = stream.query(
