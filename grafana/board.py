@@ -309,12 +309,16 @@ def alert_annotations(condition: str) -> list[dashboard.AnnotationQuery]:
 
 
 def action_annotations(condition: str) -> dashboard.AnnotationQuery:
-    """Remediations that were carried out, as annotations; `condition` is on `a` and `n`."""
+    """Remediations that were carried out, as annotations; `condition` is on `a` and `n`.
+
+    Moments have an end too: Grafana 9.4 takes from all annotations only the fields that the first to arrive has.
+    """
     return _annotation(
         "Actions",
         "purple",
         f"""
         SELECT coalesce(c.finished_at, c.started_at, c.created_at) AS time,
+               coalesce(c.finished_at, c.started_at, c.created_at) AS timeend,
                c.action_type || ': ' || c.status || coalesce(', ' || c.reason, '') || ' (' || a.node_id
                    || coalesce(' GPU ' || a.gpu_index, '') || ')' AS text,
                c.action_type || ',' || c.status AS tags
