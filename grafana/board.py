@@ -140,7 +140,7 @@ def active_by_severity(alerts: str, *, nodes: str, names: tuple[str, str] = ("cr
 
 def no_alert_is_active(nodes: str) -> dict[str, Any]:
     """The words of a table of active alerts that is empty, for `sql_or_words`."""
-    silent = "No alert is active, but none can begin: no rule looks at these nodes, as nothing is heard of them"
+    silent = "No alert is active, but no rule looks at these nodes: nothing is heard of them"
     return {"words": "No alert is active", "unless": (unevaluated(nodes), silent)}
 
 

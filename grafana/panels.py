@@ -23,10 +23,13 @@ from grafana_foundation_sdk.cog import builder as cogbuilder
 from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models.dashboard import (
     DashboardRangeMapOptions,
+    DashboardSpecialValueMapOptions,
     DataTransformerConfig,
     DynamicConfigValue,
     Panel,
     RangeMap,
+    SpecialValueMap,
+    SpecialValueMatch,
     ValueMap,
     ValueMapping,
     ValueMappingResult,
@@ -81,6 +84,8 @@ def stat_panel(
         .text_mode(shapes.BigValueTextMode.VALUE_AND_NAME if names else shapes.BigValueTextMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields(fields))
     )
+    if empty is not None:
+        mappings = [*(mappings or []), _null(empty)]
     return _common(_ask(panel, queries), decimals=decimals, links=links, mappings=mappings, empty=empty)
 
 
@@ -373,6 +378,12 @@ def value_map(shown: dict[str, tuple[str, str | None]]) -> list[ValueMapping]:
 def _no_number(shown: str) -> ValueMapping:
     """What stands for NaN; Grafana's own match for it takes every text for one."""
     return ValueMap(options={"NaN": ValueMappingResult(text=shown, color=NEUTRAL, index=0)})
+
+
+def _null(shown: str) -> ValueMapping:
+    """What stands for a null, which otherwise has the colour of the lowest values: green, most often."""
+    result = ValueMappingResult(text=shown, color=NEUTRAL, index=1)
+    return SpecialValueMap(options=DashboardSpecialValueMapOptions(match=SpecialValueMatch.NULL, result=result))
 
 
 def from_one(colour: str) -> ValueMapping:

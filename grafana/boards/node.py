@@ -134,7 +134,7 @@ def _at_a_glance(built: Board) -> None:
                 empty="not evaluated",
                 links=[board.plain_link(board.ALERTS, "Alerts and actions", node="$node")],
             ).override_by_name("critical", properties(thresholds=bad_from_one(CRITICAL).build())),
-            3,
+            5,
         ),
         (
             stat_panel(
@@ -169,7 +169,7 @@ def _at_a_glance(built: Board) -> None:
                 thresholds=plain("blue"),
                 empty="Never",
             ),
-            6,
+            4,
         ),
     )
     built.put(

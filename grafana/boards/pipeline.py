@@ -228,10 +228,16 @@ def _scraping(built: Board) -> None:
             lines(
                 "Samples and records a second",
                 "How much is read, and how much of it becomes records?",
-                over_time(f"sum(rate(gpu_bridge_samples_total{_PER_SECOND}))", "samples read"),
-                over_time(f"sum(rate(gpu_bridge_gpu_records_total{_PER_SECOND}))", "GPU records made"),
+                # In one query, as either part may be down.
                 over_time(
-                    f'sum(rate(alert_engine_records_stored_total{{kind="gpu"}}{_PER_SECOND}))', "GPU records stored"
+                    kinds(
+                        **{
+                            "samples read": _rate("gpu_bridge_samples_total"),
+                            "GPU records made": _rate("gpu_bridge_gpu_records_total"),
+                            "GPU records stored": _rate('alert_engine_records_stored_total{kind="gpu"}'),
+                        }
+                    ),
+                    "{{kind}}",
                 ),
                 unit="suffix:/s",
                 low=0,

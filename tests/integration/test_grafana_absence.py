@@ -177,6 +177,17 @@ def test_each_part_tells_its_own_errors_though_the_other_is_down(gives):
     )
 
 
+def test_what_is_read_is_shown_though_nothing_is_stored(gives):
+    gives(
+        asked("pipeline", "Samples and records a second"),
+        {
+            'gpu_bridge_samples_total{instance="i"}': "0+960",
+            'gpu_bridge_gpu_records_total{instance="i"}': "0+30",
+        },
+        {'{kind="samples read"}': 32, '{kind="GPU records made"}': 1},
+    )
+
+
 # ---- what exporters do not tell --------------------------------------------------------------------------------------
 
 

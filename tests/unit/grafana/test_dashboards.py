@@ -241,6 +241,20 @@ def test_a_table_that_says_that_there_is_nothing_says_it_where_no_link_is(name, 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_number_has_the_colour_of_a_good_one_where_there_is_none(name, dashboards):
+    for panel in panels_of(dashboards[name]):
+        words = panel.get("fieldConfig", {}).get("defaults", {}).get("noValue")
+        if panel["type"] != "stat" or words is None:
+            continue
+        (null,) = (
+            mapping["options"]["result"]
+            for mapping in panel["fieldConfig"]["defaults"]["mappings"]
+            if mapping["options"].get("match") == "null"
+        )
+        assert (null["text"], null["color"]) == (words, "text"), panel["title"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_moment_does_not_take_the_ends_from_other_annotations(name, dashboards):
     # Of all annotations Grafana 9.4 shows only the fields that the first one to arrive has.
     texts = [annotation["target"]["rawSql"] for annotation in dashboards[name]["annotations"].get("list", [])]
