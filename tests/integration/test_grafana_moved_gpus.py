@@ -155,6 +155,16 @@ def test_a_gpu_is_counted_without_a_record_that_is_kept_and_not_with_its_node_re
     assert fleet.counts() == {1}
 
 
+def test_a_gpu_that_went_with_a_removed_node_is_not_back_where_it_stood_before(fleet):
+    fleet.stood(("node-1", 0), "stays", 24, 20, 0)
+    fleet.stood(("node-1", 1), "moved and gone", 24, 20)
+    fleet.stood(("node-2", 0), "moved and gone", 10, 5)
+    fleet.connection.execute("UPDATE nodes SET removed_at = now() WHERE node_id = 'node-2'")
+
+    assert fleet.counts() == {1}
+    assert fleet.on_nodes() == {"node-1": 1}
+
+
 def test_of_two_at_a_place_without_a_record_that_is_kept_the_later_is_counted(fleet):
     fleet.stood(("node-1", 0), "old", 24, model="A100")
     fleet.stood(("node-1", 0), "new", 10)
