@@ -135,6 +135,9 @@ class Run:
                     continue
                 if not observer.is_alive():
                     observer.start()
+                    # Written anew: who is told that all is up and asks for the state is not to be told of before.
+                    state = self._state(stack, supervisor)
+                    directory.write_state(state)
                     self._print_urls(state)
                     story = self._begin_story(stack)
                 elif live is None and now >= next_line:
