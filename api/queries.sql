@@ -53,7 +53,6 @@ FROM (
         SELECT collected_at FROM gpu_metrics WHERE placement_id = p.placement_id ORDER BY collected_at DESC LIMIT 1
     ) r ON true
     WHERE p.gpu_uuid IN (SELECT gpu_uuid FROM placements WHERE node_id = %(node)s)
-      AND (p.node_id = %(node)s OR n.removed_at IS NULL)
     WINDOW newest AS (PARTITION BY p.gpu_uuid ORDER BY r.collected_at DESC NULLS LAST, p.placement_id DESC)
 ) s
 JOIN gpus g USING (gpu_uuid)
@@ -132,7 +131,7 @@ LIMIT %(limit)s
 
 -- name: latest_metrics
 -- The newest row of every GPU and MIG instance, wherever in the fleet it stands: one probe of an index a placement.
--- The filters are of the newest row: a GPU that moved is not found where it was.
+-- The filters are of the newest row: a GPU that moved is not found where it was, even if it left with a removed node.
 SELECT m.*, k.gpu_uuid, k.mig_instance, m.mig_profile, g.model
 FROM (
     SELECT DISTINCT p.gpu_uuid, p.mig_instance
@@ -150,7 +149,7 @@ FROM (
 ) k
 JOIN gpus g USING (gpu_uuid)
 CROSS JOIN LATERAL (
-    SELECT r.*, p.mig_profile, n.datacenter
+    SELECT r.*, p.mig_profile, n.datacenter, n.removed_at
     FROM placements p
     JOIN nodes n USING (node_id)
     CROSS JOIN LATERAL (
@@ -158,11 +157,11 @@ CROSS JOIN LATERAL (
     ) r
     WHERE p.gpu_uuid = k.gpu_uuid
       AND p.mig_instance IS NOT DISTINCT FROM k.mig_instance
-      AND n.removed_at IS NULL
     ORDER BY r.collected_at DESC, r.placement_id DESC
     LIMIT 1
 ) m
-WHERE (%(node)s::text IS NULL OR m.node_id = %(node)s)
+WHERE m.removed_at IS NULL
+  AND (%(node)s::text IS NULL OR m.node_id = %(node)s)
   AND (%(datacenter)s::text IS NULL OR m.datacenter = %(datacenter)s)
 ORDER BY k.gpu_uuid, k.mig_instance
 LIMIT %(limit)s
@@ -449,7 +448,7 @@ FROM (
         LEFT JOIN LATERAL (
             SELECT * FROM gpu_metrics WHERE placement_id = p.placement_id ORDER BY collected_at DESC LIMIT 1
         ) r ON true
-        WHERE n.removed_at IS NULL
+        WHERE p.gpu_uuid IN (SELECT gpu_uuid FROM placements JOIN nodes USING (node_id) WHERE removed_at IS NULL)
         ORDER BY p.gpu_uuid, p.mig_instance, r.collected_at DESC NULLS LAST, p.placement_id DESC
     ) i
     JOIN gpus g USING (gpu_uuid)
@@ -457,7 +456,8 @@ FROM (
 ) gpu
 JOIN placements p USING (placement_id)
 JOIN nodes n USING (node_id)
-WHERE NOT EXISTS (
+WHERE n.removed_at IS NULL
+  AND NOT EXISTS (
     SELECT
     FROM placements o
     WHERE o.node_id = p.node_id AND o.gpu_index = p.gpu_index AND o.gpu_uuid <> p.gpu_uuid

@@ -173,3 +173,15 @@ def test_whatever_moved_where_each_gpu_stands_at_one_place_at_most_and_all_count
     found = [text.partition("/")[0].rsplit(" ", 1) for text in fleet.standing()]
     places_of = {gpu: {place for place, uuid in found if uuid == gpu} for _, gpu in found}
     assert all(len(places) == 1 for places in places_of.values()), places_of
+
+
+def test_a_gpu_that_left_with_a_removed_node_is_not_back_where_it_stood_before(fleet):
+    fleet.stood(("a", 0), "stays", 24, 0)
+    fleet.stood(("a", 1), "moves", 24, 20)
+    fleet.stood(("b", 0), "moves", 10, 5)
+    fleet.connection.execute("UPDATE nodes SET removed_at = %s WHERE node_id = 'b'", [NOW])
+    assert fleet.get("/api/v1/nodes/a")["gpu_count"] == 1
+    assert fleet.get("/api/v1/fleet/summary")["gpus"]["total"] == 1
+    assert [row["gpu_uuid"] for row in fleet.get("/api/v1/metrics/latest")] == ["stays"]
+    assert [gpu["gpu_uuid"] for gpu in fleet.get("/api/v1/gpus")] == ["stays"]
+    assert [gpu["gpu_uuid"] for gpu in fleet.get("/api/v1/nodes/b")["gpus"]] == ["moves"]
