@@ -7,10 +7,10 @@ from typing import Any
 from psycopg import Connection
 
 from alerting.consumer import RecordStream
-from alerting.partition import Gap, LogIdentity, OwnedPartition, Position, starting_point
+from alerting.partition import Gap, OwnedPartition, Position, starting_point
 from alerting.partitioner import partition_of
 from alerting.queries import SQL
-from alerting.store import record_gap
+from alerting.store import lock_positions, record_gap
 
 _log = logging.getLogger(__name__)
 
@@ -32,11 +32,7 @@ def place(
     gaps = []
     starts: list[tuple[OwnedPartition, Position]] = []
     with connection.transaction():
-        wanted = {"topic": topic, "partitions": [part.number for part in parts]}
-        stored = {
-            number: Position(next_offset, LogIdentity(cluster_id, topic_id), generation)
-            for number, next_offset, cluster_id, topic_id, generation in connection.execute(SQL["lock_offsets"], wanted)
-        }
+        stored = lock_positions(connection, topic, [part.number for part in parts])
         for part in parts:
             known = stored.get(part.number)
             offset, gap = starting_point(known, log, *bounds[part.number])

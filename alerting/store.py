@@ -153,11 +153,7 @@ class BatchTransaction:
 
     def _fence(self, connection: Connection[Any], owned: Sequence[OwnedPartition]) -> None:
         known = {part.number: part.position for part in owned}
-        wanted = {"topic": self._topic, "partitions": sorted(known)}
-        stored = {
-            number: Position(next_offset, LogIdentity(cluster_id, topic_id), generation)
-            for number, next_offset, cluster_id, topic_id, generation in connection.execute(SQL["lock_offsets"], wanted)
-        }
+        stored = lock_positions(connection, self._topic, sorted(known))
         if stored != known:
             differing = sorted(number for number in known if stored.get(number) != known[number])
             raise Fenced(f"{self._topic} {differing}: the database has other offsets than this worker")
@@ -347,6 +343,15 @@ def owner_of(node_id: str, owned: Sequence[OwnedPartition], partitions: int) -> 
             return part
     number = partition_of(node_id, partitions)
     return next((part for part in owned if part.number == number), None)
+
+
+def lock_positions(connection: Connection[Any], topic: str, numbers: Sequence[int]) -> dict[int, Position]:
+    """Where these partitions stand by the database, those that it knows, locked until the transaction ends."""
+    wanted = {"topic": topic, "partitions": numbers}
+    return {
+        number: Position(next_offset, LogIdentity(cluster_id, topic_id), generation)
+        for number, next_offset, cluster_id, topic_id, generation in connection.execute(SQL["lock_offsets"], wanted)
+    }
 
 
 def record_gap(connection: Connection[Any], topic: str, partition: int, gap: Gap) -> None:
