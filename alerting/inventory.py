@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 from psycopg import Connection
 
@@ -12,8 +12,6 @@ from alerting.partition import OwnedNode, Placement
 from alerting.queries import SQL
 from alerting.transitions import NodeStatus
 from gpu_telemetry.records import GpuRecord, ScrapeRecord
-
-_T = TypeVar("_T")
 
 # What a placement last said of its GPU; compared as one with each record's.
 described_gpu = attrgetter("model", "driver_version", "pci_bus_id", "memory_total_mib")
@@ -52,31 +50,18 @@ class _Gpu:
 
     first_seen: datetime
     described_at: datetime
-    model: str | None = None
-    driver_version: str | None = None
-    pci_bus_id: str | None = None
-    memory_total_mib: int | None = None
+    # As `described_gpu` has it.
+    described: tuple[Any, ...] = (None, None, None, None)
 
     def take(self, record: GpuRecord) -> None:
-        # The memory of a MIG instance is not the GPU's.
-        memory = record.memory_total_mib if record.mig_instance is None else None
         at = record.collected_at
+        *said, memory = described_gpu(record)
+        # The memory of a MIG instance is not the GPU's.
+        told = (*said, memory if record.mig_instance is None else None)
+        newer, older = (told, self.described) if at >= self.described_at else (self.described, told)
+        self.described = tuple(old if new is None else new for new, old in zip(newer, older, strict=True))
+        self.described_at = max(at, self.described_at)
         self.first_seen = min(at, self.first_seen)
-        if at >= self.described_at:
-            self.described_at = at
-            self.model = _known(record.model, self.model)
-            self.driver_version = _known(record.driver_version, self.driver_version)
-            self.pci_bus_id = _known(record.pci_bus_id, self.pci_bus_id)
-            self.memory_total_mib = _known(memory, self.memory_total_mib)
-        else:
-            self.model = _known(self.model, record.model)
-            self.driver_version = _known(self.driver_version, record.driver_version)
-            self.pci_bus_id = _known(self.pci_bus_id, record.pci_bus_id)
-            self.memory_total_mib = _known(self.memory_total_mib, memory)
-
-
-def _known(first: _T | None, second: _T | None) -> _T | None:
-    return second if first is None else first
 
 
 class Inventory:
@@ -175,14 +160,17 @@ class Inventory:
         if not self._gpus:
             return
         gpus = list(self._gpus.values())
+        models, driver_versions, pci_bus_ids, memory_totals = map(
+            list, zip(*(gpu.described for gpu in gpus), strict=True)
+        )
         connection.execute(
             SQL["upsert_gpus"],
             {
                 "gpu_uuids": list(self._gpus),
-                "models": [gpu.model for gpu in gpus],
-                "driver_versions": [gpu.driver_version for gpu in gpus],
-                "pci_bus_ids": [gpu.pci_bus_id for gpu in gpus],
-                "memory_totals": [gpu.memory_total_mib for gpu in gpus],
+                "models": models,
+                "driver_versions": driver_versions,
+                "pci_bus_ids": pci_bus_ids,
+                "memory_totals": memory_totals,
                 "first_seens": [gpu.first_seen for gpu in gpus],
                 "described_ats": [gpu.described_at for gpu in gpus],
             },
