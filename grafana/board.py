@@ -59,6 +59,20 @@ NODE_ORDER: Final = (
     r" nullif(regexp_replace(n.node_id, '\D+', '', 'g'), '')::numeric NULLS FIRST, n.node_id"
 )
 OF_MODEL: Final = "coalesce(g.model, '') ~ '^(${model:regex})$'"
+
+
+def newest_record(placement: str, margin: int) -> str:
+    """The time of a placement's newest record as `r.collected_at`, if it has one; in SQL indented by so many blanks."""
+    lines = (
+        "LEFT JOIN LATERAL (",
+        "    SELECT m.collected_at FROM gpu_metrics m",
+        f"     WHERE m.placement_id = {placement}.placement_id",
+        "     ORDER BY m.collected_at DESC LIMIT 1",
+        ") r ON true",
+    )
+    return ("\n" + " " * margin).join(lines)
+
+
 # A GPU stands where its newest record is, as the API has it, unless another took its place since: one that was not on
 # the page with it. The records of a page share their time, so a neighbour whose index moved when it fell off the bus is
 # told from one that was put in for it.
@@ -67,20 +81,12 @@ _STANDING: Final = f"""
      SELECT DISTINCT ON (p.gpu_uuid)
             p.gpu_uuid, p.node_id, p.gpu_index, coalesce(r.collected_at, p.since) AS at
        FROM placements p
-       LEFT JOIN LATERAL (
-           SELECT m.collected_at FROM gpu_metrics m
-            WHERE m.placement_id = p.placement_id
-            ORDER BY m.collected_at DESC LIMIT 1
-       ) r ON true
+       {newest_record("p", 7)}
       ORDER BY p.gpu_uuid, r.collected_at DESC NULLS LAST, p.placement_id DESC
  ), successors AS MATERIALIZED (
      SELECT newest.gpu_uuid, newest.node_id, newest.at, o.gpu_uuid AS by
        FROM newest JOIN placements o ON o.node_id = newest.node_id AND o.gpu_index = newest.gpu_index
-       LEFT JOIN LATERAL (
-           SELECT m.collected_at FROM gpu_metrics m
-            WHERE m.placement_id = o.placement_id
-            ORDER BY m.collected_at DESC LIMIT 1
-       ) r ON true
+       {newest_record("o", 7)}
       WHERE o.gpu_uuid <> newest.gpu_uuid AND coalesce(r.collected_at, o.since) > newest.at
  ), replaced AS MATERIALIZED (
      SELECT s.gpu_uuid

@@ -5,7 +5,17 @@ from typing import Any, Final
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana import board
-from grafana.board import IN_DATACENTER, NODE, OF_MODEL, Board, active_by_severity, cell_link, variable, workload_states
+from grafana.board import (
+    IN_DATACENTER,
+    NODE,
+    OF_MODEL,
+    Board,
+    active_by_severity,
+    cell_link,
+    newest_record,
+    variable,
+    workload_states,
+)
 from grafana.colours import CRITICAL, GOOD, WARNING, bad_from_one, rule_steps, steps
 from grafana.expressions import (
     NAMES,
@@ -41,11 +51,7 @@ _STANDS_IN: Final = f"""
 n.node_id = (
     SELECT p.node_id
       FROM placements p
-      LEFT JOIN LATERAL (
-          SELECT m.collected_at FROM gpu_metrics m
-           WHERE m.placement_id = p.placement_id
-           ORDER BY m.collected_at DESC LIMIT 1
-      ) r ON true
+      {newest_record("p", 6)}
      WHERE p.{_HERE}
      ORDER BY r.collected_at DESC NULLS LAST, p.placement_id DESC
      LIMIT 1
