@@ -17,10 +17,12 @@ import psycopg
 import pytest
 from hypothesis import settings
 
+from gpu_telemetry.kafka import ensure_topics
 from gpu_telemetry.local.kafka import KafkaServer, prepare
 from gpu_telemetry.local.ports import Ports, is_free
 from gpu_telemetry.local.postgres import PostgresServer
 from gpu_telemetry.local.process import StartFailed
+from gpu_telemetry.settings import KafkaSettings
 
 # The same examples each time, and as long for each as a busy machine takes; `--hypothesis-profile=anew` draws others.
 settings.register_profile("anew", deadline=None)
@@ -145,6 +147,22 @@ def topic_names() -> TopicNames:
     """Names for this test's topic and its dead-letter topic, used by no other test."""
     name = f"gpu-telemetry-{uuid.uuid4().hex[:12]}"
     return TopicNames(name, f"{name}.dlq")
+
+
+@pytest.fixture
+def topics_in_environment(kafka_bootstrap, topic_names, monkeypatch) -> Callable[..., KafkaSettings]:
+    """`topics_in_environment(partitions=n)`: create this test's topics and name them there; their settings."""
+
+    def create(*, partitions: int) -> KafkaSettings:
+        monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka_bootstrap)
+        monkeypatch.setenv("KAFKA_TOPIC", topic_names.topic)
+        monkeypatch.setenv("KAFKA_DLQ_TOPIC", topic_names.dlq_topic)
+        monkeypatch.setenv("KAFKA_PARTITIONS", str(partitions))
+        settings = KafkaSettings.load()
+        ensure_topics(settings)
+        return settings
+
+    return create
 
 
 @pytest.fixture

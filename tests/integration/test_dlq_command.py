@@ -10,21 +10,13 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from gpu_telemetry.cli.dlq import command
 from gpu_telemetry.dead_letters import Place
-from gpu_telemetry.kafka import ensure_topics
 from gpu_telemetry.records import SCHEMA_VERSION, ScrapeRecord, encode
-from gpu_telemetry.settings import KafkaSettings
 
 
 @pytest.fixture
-def kafka(kafka_bootstrap, topic_names, monkeypatch):
+def kafka(topics_in_environment):
     """The settings of both topics, created, also in the environment."""
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka_bootstrap)
-    monkeypatch.setenv("KAFKA_TOPIC", topic_names.topic)
-    monkeypatch.setenv("KAFKA_DLQ_TOPIC", topic_names.dlq_topic)
-    monkeypatch.setenv("KAFKA_PARTITIONS", "3")
-    settings = KafkaSettings.load()
-    ensure_topics(settings)
-    return settings
+    return topics_in_environment(partitions=3)
 
 
 @pytest.fixture

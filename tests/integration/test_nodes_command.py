@@ -12,23 +12,16 @@ from pydantic import SecretStr
 from gpu_telemetry.cli.nodes import command
 from gpu_telemetry.clock import rfc3339
 from gpu_telemetry.database import upgrade
-from gpu_telemetry.kafka import ensure_topics
 from gpu_telemetry.local.directory import DataDirectory, Rates
 from gpu_telemetry.local.stack import Options, Stack
 from gpu_telemetry.records import decode
-from gpu_telemetry.settings import DatabaseSettings, KafkaSettings, SettingsError
+from gpu_telemetry.settings import DatabaseSettings, SettingsError
 
 
 @pytest.fixture
-def kafka(kafka_bootstrap, topic_names, monkeypatch):
+def kafka(topics_in_environment):
     """The settings of both topics, created, also in the environment."""
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka_bootstrap)
-    monkeypatch.setenv("KAFKA_TOPIC", topic_names.topic)
-    monkeypatch.setenv("KAFKA_DLQ_TOPIC", topic_names.dlq_topic)
-    monkeypatch.setenv("KAFKA_PARTITIONS", "1")
-    settings = KafkaSettings.load()
-    ensure_topics(settings)
-    return settings
+    return topics_in_environment(partitions=1)
 
 
 @pytest.fixture
